@@ -1,0 +1,230 @@
+"""The study file as typed objects. Every key has a documented default; unknown keys are errors.
+
+These classes hold what the user wrote, checked key by key. Nothing here touches data, models or Ray.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from sweeper.core.budget import Budget
+from sweeper.core.objective import Goal
+
+SCHEMA = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _safe_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise ValueError(
+            "must be 1 to 100 letters, digits, '.', '_' or '-', starting with a letter or digit, without '..'"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_safe_name)]
+"""A name that is safe as a folder, a W&B run and in a report."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(_Section):
+    """Where the examples come from: files, folders, fractions of train, a hub id, or ``builtin:NAME``."""
+
+    train: str = Field(description="file, folder, hub id or builtin:NAME")
+    validation: str | float = Field(0.15, description="like train, or the share of train to split off")
+    test: str | float = Field(0.2, description="like train, or the share of train to split off first; sealed")
+    group: str | None = Field(None, description="column whose values must not be split over train and validation")
+    revision: str | None = Field(None, description="revision of a hub data set")
+    max_train_examples: int | None = Field(
+        None, ge=1, description="stratified subset of the train split; None: all of it"
+    )
+
+    @field_validator("validation", "test")
+    @classmethod
+    def _share(cls, value: str | float) -> str | float:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a share must lie between 0 and 1, both excluded")
+        return value
+
+
+class ColumnsSpec(_Section):
+    """Which columns are the input and the target. None: the task's usual names are looked for."""
+
+    input: str | list[str] | None = Field(None, description="input column; a list for text pairs")
+    target: str | None = Field(None, description="target column")
+
+
+class MetricSpec(_Section):
+    """The validation metric that search optimises."""
+
+    name: str = Field(description="a metric of the task")
+    goal: Goal | None = Field(None, description="None: follows the metric")
+
+
+class TaskSpec(_Section):
+    """The task, its data and its metric."""
+
+    type: str = Field(description="text-classification | image-classification | package.module:Class")
+    data: DataSpec
+    columns: ColumnsSpec = Field(default_factory=ColumnsSpec)
+    metric: MetricSpec | None = Field(None, description="None: the task's default metric")
+    balance: Literal["none", "class-weights", "sampler"] = Field(
+        "none", description="remedy for class imbalance, applied to train only"
+    )
+    max_length: int | None = Field(
+        None, ge=4, description="text: longest input in tokens; None: 256, or less where the model takes less"
+    )
+    image_size: int | None = Field(None, ge=8, description="images: side in pixels; None: the processor's own")
+
+
+class ModelSpec(_Section):
+    """One pretrained model of the comparison."""
+
+    name: Name
+    checkpoint: str = Field(description="local folder or hub id")
+    revision: str | None = None
+    space: str | None = Field(None, description="search-space file; None: the preset of the model's family")
+    allow_bin: bool = Field(False, description="load a pickle .bin checkpoint with weights_only=True")
+    trust_remote_code: bool = False
+    blocks: str | None = Field(
+        None, description="dotted path of the module list that holds the blocks; None: found generically"
+    )
+
+
+class SchedulerSpec(_Section):
+    """Early stopping of trials."""
+
+    type: Literal["asha", "none"] = "asha"
+    reduction_factor: int = Field(3, ge=2, description="one trial in this many passes each rung")
+    grace_fraction: float = Field(
+        0.25, gt=0, le=1, description="share of max_epochs before the first rung (METHODS: not under a quarter)"
+    )
+
+
+class SearchSpec(_Section):
+    """How much is searched, and how. Equal for all models."""
+
+    num_trials: int = Field(32, ge=1, description="trials for each model, the default configuration included")
+    max_epochs: int = Field(8, ge=1)
+    sampler: Literal["auto", "tpe", "random", "qmc", "gp", "cmaes"] = "auto"
+    scheduler: SchedulerSpec = Field(default_factory=SchedulerSpec)
+    max_concurrent_trials: int | Literal["auto"] = Field("auto", description="lanes; 1 is deterministic")
+    device_hours_per_model: float | None = Field(None, gt=0)
+    time_budget_seconds: float | None = Field(None, gt=0)
+    space: str | None = Field(None, description="search-space file forced on all models")
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _scheduler(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    @field_validator("max_concurrent_trials")
+    @classmethod
+    def _lanes(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, or auto")
+        return value
+
+    @property
+    def budget(self) -> Budget:
+        """The effort each model gets."""
+        return Budget(
+            num_trials=self.num_trials,
+            max_epochs=self.max_epochs,
+            device_hours_per_model=self.device_hours_per_model,
+            time_budget_seconds=self.time_budget_seconds,
+        )
+
+
+class TrainingSpec(_Section):
+    """What one lane is."""
+
+    num_workers: int = Field(1, ge=1, description="Ray Train workers of a lane; DDP from 2 on")
+    resources_per_worker: dict[str, float] | Literal["auto"] = Field(
+        "auto", description="for instance {CPU: 1} or {CPU: 4, GPU: 0.5}; auto: a GPU where there is one, else a core"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    activation_cache: bool | Literal["auto"] = "auto"
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="most examples a worker holds at once; gradients accumulate up to batch_size"
+    )
+    max_trial_retries: int = Field(2, ge=0, description="lane deaths that a trial survives")
+    epoch_timeout_seconds: float = Field(3600, gt=0, description="a lane silent for longer is restarted")
+
+
+class ConfirmSpec(_Section):
+    """Retraining of winner and default with fresh seeds, then the sealed test split."""
+
+    num_seeds: int | Literal["auto"] = Field(
+        "auto", description="auto: the fewest with which the paired test can reach 5% after Holm"
+    )
+    vary: list[Literal["seed", "split"]] = Field(default=["seed"], min_length=1)
+
+    @field_validator("num_seeds")
+    @classmethod
+    def _seeds(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, or auto")
+        return value
+
+
+class WandbSpec(_Section):
+    """Weights & Biases. None: W&B's own environment variables decide."""
+
+    project: str | None = None
+    entity: str | None = None
+    mode: Literal["online", "offline", "disabled", "shared"] | None = None
+    host: str | None = None
+    tags: list[str] = Field(default_factory=list)
+    notes: str | None = None
+
+
+class TrackingSpec(_Section):
+    """Where trials are followed beside the terminal."""
+
+    wandb: WandbSpec | None = None
+
+
+class ClusterSpec(_Section):
+    """Where the study runs: a profile's name, or the address of a running Ray."""
+
+    profile: str = "local"
+    address: str | None = None
+
+
+class StudySpec(_Section):
+    """A whole study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    name: Name
+    seed: int = Field(0, ge=0, lt=2**31)
+    storage_path: str = "results"
+    task: TaskSpec
+    models: list[ModelSpec] = Field(min_length=1)
+    search: SearchSpec = Field(default_factory=SearchSpec)
+    training: TrainingSpec = Field(default_factory=TrainingSpec)
+    confirm: ConfirmSpec = Field(default_factory=ConfirmSpec)
+    tracking: TrackingSpec = Field(default_factory=TrackingSpec)
+    cluster: ClusterSpec = Field(default_factory=ClusterSpec)
+
+    @field_validator("cluster", mode="before")
+    @classmethod
+    def _cluster(cls, value: Any) -> Any:
+        return {"profile": value} if isinstance(value, str) else value
+
+    @field_validator("models")
+    @classmethod
+    def _unique(cls, models: list[ModelSpec]) -> list[ModelSpec]:
+        names = [model.name for model in models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"names must be unique, {', '.join(twice)} stands more than once")
+        return models
