@@ -1,0 +1,171 @@
+"""The exchange: one small asyncio actor through which Trainables command lanes.
+
+Lanes join it, wait for commands and answer; Trainables borrow free lanes; the driver buries dead ones. It holds
+queues and futures only, no training state, and reserves no CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from sweeper.engine.messages import Command, Dead, Failed, Reply
+
+NAMESPACE = "sweeper"
+
+
+@dataclass
+class _Lane:
+    """A lane as the exchange sees it; ``members`` are its worker actors by rank."""
+
+    world_size: int
+    members: dict[int, Any] = field(default_factory=dict)
+    queues: dict[int, asyncio.Queue[tuple[int, Command] | None]] = field(default_factory=dict)
+    token: int = 0  # of the command under way; answers to earlier ones are dropped
+    answers: dict[int, Reply] = field(default_factory=dict)
+    done: asyncio.Future[Reply] | None = None
+
+    def answer(self, reply: Reply) -> None:
+        if self.done is not None and not self.done.done():
+            self.done.set_result(reply)
+
+
+class Exchange:
+    """See the module's docstring. Runs as a named Ray actor; every method is a coroutine on one loop."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, _Lane] = {}
+        self._free: list[str] = []
+        self._changed = asyncio.Condition()
+        self._arrived: dict[str, set[str]] = {}
+        self._groups: dict[str, Any] = {}
+
+    # -- lanes ---------------------------------------------------------------------------------------------
+
+    async def join(self, lane: str, rank: int, world_size: int, member: Any, group: Any) -> None:
+        """Enter worker ``rank`` of ``lane``; the lane is free once all ranks are there."""
+        entry = self._lanes.setdefault(lane, _Lane(world_size))
+        entry.members[rank] = member
+        entry.queues[rank] = asyncio.Queue()
+        self._groups[lane] = group
+        if len(entry.members) == world_size:
+            async with self._changed:
+                self._free.append(lane)
+                self._changed.notify_all()
+
+    async def next_command(self, lane: str, rank: int) -> tuple[int, Command] | None:
+        """Wait for the next command of this worker; None tells it to end."""
+        entry = self._lanes.get(lane)
+        return None if entry is None else await entry.queues[rank].get()
+
+    async def reply(self, lane: str, rank: int, token: int, reply: Reply) -> None:
+        """Take worker ``rank``'s answer; rank 0 speaks for the lane unless another rank failed alone."""
+        entry = self._lanes.get(lane)
+        if entry is None or token != entry.token:
+            return
+        entry.answers[rank] = reply
+        if isinstance(reply, Failed) and not reply.lane_is_sound:
+            entry.answer(reply)  # the other ranks may hang in a collective: do not wait for them
+        elif len(entry.answers) == entry.world_size:
+            failed = [answer for answer in entry.answers.values() if isinstance(answer, Failed)]
+            entry.answer(failed[0] if failed else entry.answers[0])
+
+    # -- Trainables ----------------------------------------------------------------------------------------
+
+    async def arrive(self, run: str, who: str, expected: int, patience_seconds: float) -> None:
+        """Wait (bounded) until all Trainable actors of a Tune run are up.
+
+        Tune hands a pending trial to a surviving actor and drops the one it was starting; an actor that
+        begins before the others stand would starve them.
+        """
+        async with self._changed:
+            self._arrived.setdefault(run, set()).add(who)
+            self._changed.notify_all()
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: len(self._arrived[run]) >= expected), patience_seconds
+                )
+            except TimeoutError:
+                return
+
+    async def acquire(self) -> str:
+        """Borrow a free lane; waits until there is one."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._free))
+            return self._free.pop(0)
+
+    async def call(self, lane: str, command: Command, timeout_seconds: float) -> Reply:
+        """Send ``command`` to every worker of ``lane`` and return the lane's one answer."""
+        entry = self._lanes.get(lane)
+        if entry is None:
+            return Dead("the lane had died before the command")
+        entry.token += 1
+        entry.answers = {}
+        entry.done = asyncio.get_running_loop().create_future()
+        for queue in entry.queues.values():
+            queue.put_nowait((entry.token, command))
+        try:
+            reply = await asyncio.wait_for(asyncio.shield(entry.done), timeout_seconds)
+        except TimeoutError:
+            self._kill(lane)
+            return Dead(f"the lane did not answer within {timeout_seconds:g} s and was ended")
+        if isinstance(reply, Failed) and not reply.lane_is_sound:
+            self._kill(lane)
+        return reply
+
+    async def release(self, lane: str) -> None:
+        """Give a borrowed lane back."""
+        async with self._changed:
+            if lane in self._lanes and lane not in self._free:
+                self._free.append(lane)
+                self._changed.notify_all()
+
+    # -- the driver ----------------------------------------------------------------------------------------
+
+    async def bury(self, lane: str) -> Any:
+        """Forget a dead lane, tell whoever waits for it, and return its placement group (or None)."""
+        entry = self._lanes.pop(lane, None)
+        async with self._changed:
+            if lane in self._free:
+                self._free.remove(lane)
+        if entry is not None:
+            entry.answer(Dead("the lane's worker group died"))
+        return self._groups.pop(lane, None)
+
+    async def reclaim(self) -> None:
+        """Free every lane: after a Tune run whose actors may have died while they held some."""
+        async with self._changed:
+            self._arrived.clear()
+            self._free = [lane for lane, entry in self._lanes.items() if len(entry.members) == entry.world_size]
+            self._changed.notify_all()
+
+    async def num_lanes(self) -> int:
+        """Return how many lanes are whole."""
+        return sum(len(entry.members) == entry.world_size for entry in self._lanes.values())
+
+    async def dismiss(self) -> None:
+        """Tell every worker of every lane to end."""
+        for entry in self._lanes.values():
+            for queue in entry.queues.values():
+                queue.put_nowait(None)
+
+    def _kill(self, lane: str) -> None:
+        """End the workers of a lane that cannot be trusted; its ``fit()`` then raises and the driver restarts it."""
+        entry = self._lanes.get(lane)
+        for member in entry.members.values() if entry else ():
+            ray.kill(member)
+
+
+def start_exchange(name: str) -> Any:
+    """Start the exchange under ``name`` and return its handle."""
+    actor: Any = ray.remote(Exchange)
+    options = {"num_cpus": 0, "max_concurrency": 10_000, "name": name, "namespace": NAMESPACE}
+    return actor.options(**options).remote()
+
+
+def find_exchange(name: str) -> Any:
+    """Return the handle of a running exchange."""
+    return ray.get_actor(name, namespace=NAMESPACE)

@@ -1,0 +1,217 @@
+"""The driver's pool of lanes: long-lived Ray Train worker groups that run trial after trial.
+
+A thread per lane calls ``TorchTrainer.fit()`` in a loop. The train function joins the exchange and serves
+commands until told to end. When ``fit()`` returns or raises, the thread removes the lane's placement group itself
+(Ray Train would leave that to a cleaner that may be dead too) and starts the lane anew, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import ray
+
+from sweeper.core.errors import InfeasibleError, RunFailedError, TrialError
+from sweeper.core.trial import TrialState
+from sweeper.engine.exchange import find_exchange, start_exchange
+from sweeper.engine.messages import Command, Failed, Reply
+
+logger = logging.getLogger("sweeper")
+
+RESTARTS_IN_A_ROW = 5  # deaths without any finished command in between after which the pool gives up
+START_PAUSE_SECONDS = 1.0
+
+
+class LaneWorker(Protocol):
+    """What runs inside a lane's worker process; one instance per process, kept over all trials."""
+
+    def handle(self, command: Command) -> Reply:
+        """Carry out one command. A `TrialError` raised here ends the trial, not the lane."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneShape:
+    """What one lane is.
+
+    Parameters
+    ----------
+    num_workers:
+        Ray Train workers, at least 1; a torch process group joins them from 2 on.
+    resources_per_worker:
+        Ray resources of each, for instance ``{"CPU": 1}``.
+    """
+
+    num_workers: int
+    resources_per_worker: Mapping[str, float]
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether workers hold a GPU or a part of one."""
+        return self.resources_per_worker.get("GPU", 0) > 0
+
+
+def _serve(config: dict[str, Any]) -> None:
+    """Run in every worker of a lane: take commands from the exchange until told to end."""
+    from ray import train
+
+    context = train.get_context()
+    rank, lane, exchange = context.get_world_rank(), config["lane"], find_exchange(config["exchange"])
+    me = ray.get_runtime_context().current_actor
+    group = ray.util.get_current_placement_group()
+    worker: LaneWorker = config["make_worker"]()
+    ray.get(exchange.join.remote(lane, rank, context.get_world_size(), me, group))
+    while (item := ray.get(exchange.next_command.remote(lane, rank))) is not None:
+        token, command = item
+        ray.get(exchange.reply.remote(lane, rank, token, _guarded(worker, command, context.get_world_size())))
+
+
+def _guarded(worker: LaneWorker, command: Command, world_size: int) -> Reply:
+    """Turn whatever a trial raises into a reply, so that the lane lives on."""
+    try:
+        return worker.handle(command)
+    except TrialError as error:
+        state = TrialState.INFEASIBLE if isinstance(error, InfeasibleError) else TrialState.FAIL
+        return _failed(error, state, "")
+    except Exception as error:
+        # Several workers: the others may wait in a collective that this one will never enter.
+        return _failed(error, TrialState.FAIL, traceback.format_exc(), lane_is_sound=world_size == 1)
+
+
+def _failed(error: Exception, state: TrialState, trace: str, *, lane_is_sound: bool = True) -> Failed:
+    text = " ".join(str(error).split())[:500]
+    kind = type(error).__name__
+    return Failed(state=state, reason=f"{kind}: {text}" if text else kind, trace=trace, lane_is_sound=lane_is_sound)
+
+
+class Lanes:
+    """A pool of equal lanes; a context manager that leaves nothing behind.
+
+    Parameters
+    ----------
+    count:
+        Lanes to keep alive, at least 1. Check the cluster's capacity first: a lane that does not fit waits silently.
+    shape:
+        Workers and resources of each lane.
+    make_worker:
+        Called in every worker process; pickled with cloudpickle.
+    scratch:
+        Folder for Ray Train's own files.
+    """
+
+    def __init__(self, count: int, shape: LaneShape, make_worker: Callable[[], LaneWorker], scratch: Path) -> None:
+        self.count = count
+        self.shape = shape
+        self.restarts: list[str] = []
+        self.exchange_name = f"exchange-{uuid.uuid4().hex[:12]}"
+        self._make_worker = make_worker
+        self._scratch = scratch
+        self._closing = threading.Event()
+        self._given_up: str | None = None
+        self._exchange: Any = None
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        self._exchange = start_exchange(self.exchange_name)
+        self._threads = [
+            threading.Thread(target=self._keep_alive, name=f"lane-{index}", daemon=True) for index in range(self.count)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the pool gave up on its lanes, or None while all is well."""
+        return self._given_up
+
+    def wait_ready(self, timeout_seconds: float = 300.0) -> None:
+        """Wait until at least one lane stands.
+
+        Raises
+        ------
+        RunFailedError
+            When no lane came up in time, or lanes died again and again.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while ray.get(self._exchange.num_lanes.remote()) == 0:
+            if self._given_up or time.monotonic() > deadline:
+                raise RunFailedError(self._given_up or f"no lane started within {timeout_seconds:g} s")
+            time.sleep(0.05)
+
+    def reclaim(self) -> None:
+        """Free all lanes after a Tune run that ended badly."""
+        ray.get(self._exchange.reclaim.remote())
+
+    def close(self) -> None:
+        """End all lanes and the exchange; returns when their processes are gone."""
+        self._closing.set()
+        if self._exchange is None:
+            return
+        ray.get(self._exchange.dismiss.remote())
+        for thread in self._threads:
+            thread.join(timeout=30)
+        ray.kill(self._exchange)
+        self._exchange = None
+
+    def _keep_alive(self) -> None:
+        in_a_row = 0
+        while not self._closing.is_set() and self._given_up is None:
+            lane = f"lane-{uuid.uuid4().hex[:12]}"
+            started = time.monotonic()
+            reason = self._run_once(lane)
+            group = ray.get(self._exchange.bury.remote(lane))
+            if group is not None:
+                ray.util.remove_placement_group(group)
+            if self._closing.is_set():
+                return
+            in_a_row = in_a_row + 1 if time.monotonic() - started < 60 else 1
+            self.restarts.append(reason)
+            logger.warning("a lane ended (%s); it starts anew", reason)
+            if in_a_row >= RESTARTS_IN_A_ROW:
+                self._given_up = f"a lane died {in_a_row} times in a row, last: {reason}"
+            time.sleep(START_PAUSE_SECONDS)
+
+    def _run_once(self, lane: str) -> str:
+        """Run a lane to its end and say why it ended."""
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.config import FailureConfig  # ray.train's own name is typed as V1's
+
+        trainer = TorchTrainer(
+            _serve,
+            train_loop_config={
+                "lane": lane,
+                "exchange": self.exchange_name,
+                "make_worker": self._make_worker,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=self.shape.num_workers,
+                use_gpu=self.shape.uses_gpu,
+                resources_per_worker=dict(self.shape.resources_per_worker),
+            ),
+            run_config=RunConfig(
+                name=lane,
+                storage_path=str(self._scratch / "ray"),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return "ended on its own"
