@@ -1,0 +1,43 @@
+"""Ray's environment. Ray reads part of it when it is first imported, so this module imports nothing of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+
+ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",  # 60 s would be retried for ever; capacity is checked first
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never restored
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""No output, no telemetry, no automatic loggers. What the user has set wins."""
+
+
+def prepare(*, own_ray: bool) -> None:
+    """Set Ray's environment; call before anything imports ray.
+
+    Parameters
+    ----------
+    own_ray:
+        Whether a Ray of our own will be started: it gets a token that lives only in this process and its
+        children, where Ray would otherwise write one into the user's home folder. For a running cluster the
+        user's own ``RAY_AUTH_MODE`` and token hold.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if own_ray and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
