@@ -1,0 +1,219 @@
+"""What a lane's worker process does: train and test trials, with data and models kept warm between them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import socket
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from sweeper.core.errors import TrialError
+from sweeper.core.trial import Measurement, TrialKind, TrialSpec
+from sweeper.data.encoded import encoded
+from sweeper.data.prepare import PreparedData, load_prepared
+from sweeper.engine.messages import Command, Leave, Left, Measured, NextEpoch, Reply, Start, Started, Test, Tested
+from sweeper.models.load import Pretrained, load
+from sweeper.spec.study import StudySpec
+from sweeper.store.paths import ResultPaths
+from sweeper.store.tables import write_predictions
+from sweeper.tasks.base import Examples, Task
+from sweeper.tasks.registry import make_task
+from sweeper.train.evaluate import predict
+from sweeper.train.loop import TrainData, TrainingRun, TrainOptions, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """Everything a worker needs to know; small, sent once per lane.
+
+    Parameters
+    ----------
+    spec:
+        The resolved study.
+    paths:
+        The result folder; its scratch part must be reachable from every node.
+    options:
+        Device, precision and batch limits, equal for all models of the study.
+    cpus:
+        Threads of this worker.
+    snapshot_seconds:
+        The state of a trial is saved at most this often, so that short trials simply start again.
+    """
+
+    spec: StudySpec
+    paths: ResultPaths
+    options: TrainOptions
+    cpus: int
+    snapshot_seconds: float = 60.0
+
+
+class TrainingWorker:
+    """A `LaneWorker` that trains. Pristine weights and encoded splits stay in memory from trial to trial."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        torch.set_num_threads(config.cpus)
+        self._config = config
+        self._data: PreparedData = load_prepared(config.paths.data)
+        self._task: Task = make_task(config.spec.task, self._data.classes)
+        self._models: dict[str, Pretrained] = {}
+        self._examples: dict[tuple[str, str, int | None], Examples] = {}
+        self._trial: TrialSpec | None = None
+        self._attempt = 0
+        self._run: TrainingRun | None = None
+        self._saved_at = time.monotonic()
+
+    def handle(self, command: Command) -> Reply:
+        """Carry out one command; see `LaneWorker`."""
+        match command:
+            case Start(segment):
+                return self._start(segment.trial, segment.attempt)
+            case NextEpoch():
+                return Measured(self._next_epoch())
+            case Test(trial):
+                return self._test(trial)
+            case Leave(snapshot):
+                self._leave(snapshot=snapshot)
+                return Left()
+
+    # -- commands ------------------------------------------------------------------------------------------
+
+    def _start(self, trial: TrialSpec, attempt: int) -> Started:
+        self._leave(snapshot=False)
+        model = self._model(trial.model)
+        data = TrainData(
+            train=self._split(trial.model, "train", trial.split_seed),
+            validation=self._split(trial.model, "validation", trial.split_seed),
+        )
+        resume = self._last_snapshot(trial)
+        self._run = train(trial, self._task, model, data, self._config.options, resume=resume)
+        self._trial, self._attempt, self._saved_at = trial, attempt, time.monotonic()
+        return Started(
+            node=socket.gethostname(),
+            from_epoch=self._run.epoch,
+            effective=self._run.effective,
+        )
+
+    def _next_epoch(self) -> Measurement:
+        assert self._run is not None, "an epoch was asked before a trial was started"
+        assert self._trial is not None
+        measurement = next(self._run)
+        finished = measurement.epoch == self._trial.max_epochs
+        if finished and self._trial.kind is TrialKind.CONFIRM and _rank() == 0:
+            folder = self._config.paths.confirmation_weights(self._trial.trial_id)
+            _replace_folder(folder, self._run.save_best)
+        elif not finished and time.monotonic() - self._saved_at > self._config.snapshot_seconds:
+            self._snapshot()
+        return measurement
+
+    def _test(self, trial: TrialSpec) -> Tested:
+        began = time.perf_counter()
+        model = self._model(trial.model)
+        weights = self._config.paths.confirmation_weights(trial.trial_id)
+        if not weights.is_dir():
+            raise TrialError(f"the confirmed weights of {trial.trial_id} are missing from {weights.name}")
+        examples = self._split(trial.model, "test", None)
+        predictions = predict(model, weights, self._task, examples, self._config.options)
+        if _rank() == 0:
+            write_predictions(
+                self._config.paths.predictions_part(trial.trial_id),
+                model=trial.model,
+                config=trial.config,
+                seed=trial.seed,
+                example_ids=predictions.example_ids,
+                targets=predictions.targets,
+                predictions=np.argmax(predictions.probabilities, axis=1),
+                probabilities=predictions.probabilities,
+            )
+        return Tested(
+            metrics=self._task.score(predictions.targets, predictions.probabilities),
+            num_examples=len(predictions.targets),
+            elapsed_seconds=time.perf_counter() - began,
+        )
+
+    def _leave(self, *, snapshot: bool) -> None:
+        if self._run is not None and self._trial is not None:
+            if snapshot and 0 < self._run.epoch < self._trial.max_epochs:
+                self._snapshot()
+            self._run.close()
+        self._run = self._trial = None
+
+    # -- snapshots -----------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> None:
+        """Save the running trial under its attempt's own name: a partitioned twin cannot overwrite it."""
+        assert self._run is not None
+        assert self._trial is not None
+        if _rank() == 0:
+            name = f"e{self._run.epoch:05d}-a{self._attempt}"
+            folder = self._config.paths.snapshots(self._trial.trial_id)
+            _replace_folder(folder / name, self._run.save_snapshot)
+            for older in sorted(folder.iterdir())[:-1]:
+                shutil.rmtree(older, ignore_errors=True)
+        self._saved_at = time.monotonic()
+
+    def _last_snapshot(self, trial: TrialSpec) -> Path | None:
+        folder = self._config.paths.snapshots(trial.trial_id)
+        whole = [path for path in folder.glob("e*-a*") if path.suffix != ".partial"] if folder.is_dir() else []
+        return max(whole, default=None, key=lambda path: path.name)
+
+    # -- what stays warm -----------------------------------------------------------------------------------
+
+    def _model(self, name: str) -> Pretrained:
+        if name not in self._models:
+            spec = next(model for model in self._config.spec.models if model.name == name)
+            self._models[name] = load(spec, self._task.head)
+        return self._models[name]
+
+    def _split(self, model: str, split: str, split_seed: int | None) -> Examples:
+        key = (model, split, split_seed)
+        if key not in self._examples:
+            preprocessor = self._model(model).preprocessor
+            parts = (self._data.fingerprint, split, split_seed, self._task.cache_key(), _fingerprint(preprocessor))
+            name = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+            table = encoded(
+                self._config.paths.encoded,
+                f"{split}-{name}",
+                lambda: self._task.encode(self._raw(split, split_seed), preprocessor),
+            )
+            self._examples[key] = self._task.open(table, preprocessor)
+        return self._examples[key]
+
+    def _raw(self, split: str, split_seed: int | None) -> pa.Table:
+        if split == "test":
+            return self._data.open_test()
+        if split_seed is not None:
+            return self._data.resplit(split_seed)[split == "validation"]
+        return self._data.train() if split == "train" else self._data.validation()
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _fingerprint(preprocessor: Any) -> str:
+    """Hash the files by which a tokenizer or image processor saves itself: all that its output depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    with tempfile.TemporaryDirectory() as folder:
+        preprocessor.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _replace_folder(folder: Path, write: Any) -> None:
+    """Let ``write`` fill a folder under a temporary name, then move it into place."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

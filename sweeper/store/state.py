@@ -1,0 +1,181 @@
+"""The state of a study as a pure fold over the ledger's events. The same code runs live and on replay.
+
+Kinds of events: ``ledger_created, study_opened, trial_asked, segment_started, measurement, retry, trial_ended,
+confirmation_frozen, test_opened, tested, note, change_accepted``. Unknown kinds are an error: a newer writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from sweeper.core.errors import InputError, Problem
+from sweeper.core.trial import Measurement, TrialKind, TrialRecord, TrialSpec, TrialState
+from sweeper.store.ledger import Event
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """A confirmation run's score on the test split."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+    metrics: Mapping[str, float]
+    num_examples: int
+    elapsed_seconds: float
+
+
+@dataclass
+class StudyState:
+    """Everything known about a study.
+
+    Parameters
+    ----------
+    trials:
+        Search trials and confirmation runs by id, in the order in which they were asked.
+    attributes:
+        By search trial: what its sampler needs to be rebuilt.
+    log:
+        ``("asked" | "ended", trial_id)`` in order: what a searcher was asked and told.
+    measured:
+        ``(trial_id, measurement)`` in the order of the ledger: what early stopping saw.
+    frozen:
+        The confirmation runs, once their list is closed.
+    tested:
+        Test results by confirmation run.
+    test_openings:
+        One entry per opening of the test split.
+    spent_seconds:
+        Wall-clock seconds of all sessions up to their last event.
+    """
+
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    attributes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    log: list[tuple[str, str]] = field(default_factory=list)
+    measured: list[tuple[str, Measurement]] = field(default_factory=list)
+    frozen: list[str] | None = None
+    tested: dict[str, TestResult] = field(default_factory=dict)
+    test_openings: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    accepted_changes: list[str] = field(default_factory=list)
+    spent_seconds: float = 0.0
+    _last_time: float | None = None
+
+    @classmethod
+    def replay(cls, events: Iterable[Event]) -> Self:
+        """Fold ``events`` into a state."""
+        state = cls()
+        for event in events:
+            state.apply(event)
+        return state
+
+    def apply(self, event: Event) -> None:
+        """Fold in one event.
+
+        Raises
+        ------
+        InputError
+            When the kind is unknown: the ledger was written by a newer version.
+        """
+        handler = getattr(self, f"_on_{event.kind}", None)
+        if handler is None:
+            remedy = "use the version of sweeper that wrote it"
+            raise InputError(Problem(f"ledger event {event.n}", "its kind must be known", event.kind, remedy))
+        if self._last_time is not None and event.kind != "study_opened":
+            self.spent_seconds += max(0.0, event.t - self._last_time)  # a clock set back counts as no time
+        self._last_time = event.t
+        handler(event)
+
+    # -- one method a kind of event ------------------------------------------------------------------------
+
+    def _on_ledger_created(self, event: Event) -> None:
+        pass
+
+    def _on_study_opened(self, event: Event) -> None:
+        pass
+
+    def _on_trial_asked(self, event: Event) -> None:
+        payload = dict(event.payload)
+        attributes = payload.pop("attributes")
+        spec = decode_spec(payload)
+        self.trials[spec.trial_id] = TrialRecord(spec=spec)
+        if spec.kind is TrialKind.SEARCH:
+            self.attributes[spec.trial_id] = attributes
+            self.log.append(("asked", spec.trial_id))
+
+    def _on_segment_started(self, event: Event) -> None:
+        record = self.trials[event.payload["trial_id"]]
+        self._update(
+            record,
+            state=TrialState.RUNNING,
+            started_at=event.t if record.started_at is None else record.started_at,
+            node=event.payload["node"],
+            effective=event.payload["effective"],
+            num_retries=max(record.num_retries, event.payload["attempt"]),
+        )
+
+    def _on_measurement(self, event: Event) -> None:
+        payload = dict(event.payload)
+        trial_id = payload.pop("trial_id")
+        del payload["attempt"]
+        measurement = Measurement(**payload)
+        record = self.trials[trial_id]
+        self._update(record, measurements=(*record.measurements, measurement))
+        self.measured.append((trial_id, measurement))
+
+    def _on_retry(self, event: Event) -> None:
+        record = self.trials[event.payload["trial_id"]]
+        self._update(record, num_retries=max(record.num_retries, event.payload["attempt"]))
+
+    def _on_trial_ended(self, event: Event) -> None:
+        payload = event.payload
+        record = self.trials[payload["trial_id"]]
+        self._update(
+            record,
+            state=TrialState(payload["state"]),
+            value=payload["value"],
+            best_epoch=payload["best_epoch"],
+            reason=payload["reason"],
+            elapsed_seconds=payload["elapsed_seconds"],
+            device_seconds=payload["device_seconds"],
+            finished_at=event.t,
+        )
+        if record.spec.kind is TrialKind.SEARCH:
+            self.log.append(("ended", record.spec.trial_id))
+
+    def _on_confirmation_frozen(self, event: Event) -> None:
+        self.frozen = list(event.payload["trial_ids"])
+
+    def _on_test_opened(self, event: Event) -> None:
+        self.test_openings.append({"at": event.t, **event.payload})
+
+    def _on_tested(self, event: Event) -> None:
+        payload = dict(event.payload)
+        self.tested[payload.pop("trial_id")] = TestResult(**payload)
+
+    def _on_note(self, event: Event) -> None:
+        self.notes.append(event.payload["text"])
+
+    def _on_change_accepted(self, event: Event) -> None:
+        self.accepted_changes.extend(event.payload["differences"])
+
+    def _update(self, record: TrialRecord, **changes: Any) -> None:
+        self.trials[record.spec.trial_id] = replace(record, **changes)
+
+
+def encode_spec(spec: TrialSpec) -> dict[str, Any]:
+    """Return a trial as an event's payload."""
+    fields = asdict(spec) | {"params": dict(spec.params), "purpose": spec.kind.value}
+    del fields["kind"]  # the event's own kind stands under that name
+    return fields
+
+
+def decode_spec(payload: Mapping[str, Any]) -> TrialSpec:
+    """Return the trial of an event's payload."""
+    fields = {key: value for key, value in payload.items() if key != "purpose"}
+    return TrialSpec(**fields, kind=TrialKind(payload["purpose"]))
+
+
+def encode_measurement(measurement: Measurement) -> dict[str, Any]:
+    """Return a measurement as a part of an event's payload."""
+    return {**asdict(measurement), "metrics": dict(measurement.metrics)}

@@ -1,0 +1,256 @@
+"""The result tables of the contract: Parquet files that pandas, DuckDB and Arrow read as they are.
+
+All are derived from the ledger (and the predictions' parts) and replaced whole; nothing reads them to resume.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sweeper.core.errors import InputError, Problem
+from sweeper.core.objective import Objective
+from sweeper.core.selection import best_measurement
+from sweeper.core.trial import TrialKind, TrialRecord, TrialState
+from sweeper.store.paths import ResultPaths, replace_file
+from sweeper.store.state import StudyState
+
+SCHEMA = 1
+
+_TIME = pa.timestamp("us", tz="UTC")
+_TRIALS = [
+    ("trial_id", pa.string()),
+    ("number", pa.int64()),
+    ("model", pa.string()),
+    ("state", pa.string()),
+    ("value", pa.float64()),
+    ("epochs", pa.int64()),
+    ("best_epoch", pa.int64()),
+    ("elapsed_seconds", pa.float64()),
+    ("device_seconds", pa.float64()),
+    ("started_at", _TIME),
+    ("finished_at", _TIME),
+    ("seed", pa.int64()),
+    ("node", pa.string()),
+    ("num_retries", pa.int64()),
+    ("reason", pa.string()),
+    ("params", pa.string()),
+    ("effective", pa.string()),
+]
+_MEASUREMENTS = [
+    ("trial_id", pa.string()),
+    ("model", pa.string()),
+    ("epoch", pa.int64()),
+    ("elapsed_seconds", pa.float64()),
+    ("train_loss", pa.float64()),
+    ("validation_loss", pa.float64()),
+]
+_CONFIRMATIONS = [
+    ("model", pa.string()),
+    ("config", pa.string()),
+    ("seed", pa.int64()),
+    ("split", pa.string()),
+    ("metric", pa.string()),
+    ("value", pa.float64()),
+    ("elapsed_seconds", pa.float64()),
+]
+_PREDICTIONS = [
+    ("model", pa.string()),
+    ("config", pa.string()),
+    ("seed", pa.int64()),
+    ("example_id", pa.string()),
+    ("target", pa.int64()),
+    ("prediction", pa.int64()),
+    ("probabilities", pa.list_(pa.float32())),
+]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The four result tables."""
+
+    trials: pa.Table
+    measurements: pa.Table
+    confirmations: pa.Table
+    predictions: pa.Table
+
+
+def write_tables(paths: ResultPaths, state: StudyState, objective: Objective) -> None:
+    """Write all four tables from the ledger's state and the predictions' parts."""
+    search = [record for record in state.trials.values() if record.spec.kind is TrialKind.SEARCH]
+    _write(paths.trials, _trials(search))
+    _write(paths.measurements, _measurements(search))
+    _write(paths.confirmations, _confirmations(state, objective))
+    parts = [paths.predictions_part(trial_id) for trial_id in state.frozen or () if trial_id in state.tested]
+    tables = [pq.read_table(part) for part in parts if part.is_file()]
+    if tables or not paths.predictions.exists():  # parts live in scratch, which may have been deleted since
+        _write(paths.predictions, pa.concat_tables(tables) if tables else _table([], _PREDICTIONS))
+
+
+def read_tables(paths: ResultPaths) -> Tables:
+    """Read all four tables.
+
+    Raises
+    ------
+    InputError
+        When one is missing or is no Parquet file.
+    """
+    files = (paths.trials, paths.measurements, paths.confirmations, paths.predictions)
+    return Tables(*(_read(path) for path in files))
+
+
+def write_predictions(
+    path: Path,
+    *,
+    model: str,
+    config: str,
+    seed: int,
+    example_ids: Sequence[str],
+    targets: NDArray[Any],
+    predictions: NDArray[Any],
+    probabilities: NDArray[np.float32],
+) -> None:
+    """Write the part of one confirmation run: N examples, ``probabilities`` (N, K)."""
+    count, num_classes = probabilities.shape
+    offsets = pa.array(np.arange(0, count * num_classes + 1, num_classes, dtype=np.int32))
+    columns = {
+        "model": pa.array([model] * count, pa.string()),
+        "config": pa.array([config] * count, pa.string()),
+        "seed": pa.array(np.full(count, seed), pa.int64()),
+        "example_id": pa.array(list(example_ids), pa.string()),
+        "target": pa.array(targets, pa.int64()),
+        "prediction": pa.array(predictions, pa.int64()),
+        "probabilities": pa.ListArray.from_arrays(offsets, pa.array(probabilities.ravel(), pa.float32())),
+    }
+    _write(path, pa.table(columns, schema=pa.schema(_PREDICTIONS)))
+
+
+def _trials(records: Sequence[TrialRecord]) -> pa.Table:
+    names = sorted({name for record in records for name in record.spec.params})
+    rows = []
+    for record in records:
+        spec = record.spec
+        rows.append(
+            {
+                "trial_id": spec.trial_id,
+                "number": spec.number,
+                "model": spec.model,
+                "state": record.state.value,
+                "value": record.value,
+                "epochs": len(record.measurements),
+                "best_epoch": record.best_epoch,
+                "elapsed_seconds": record.elapsed_seconds,
+                "device_seconds": record.device_seconds,
+                "started_at": _utc(record.started_at),
+                "finished_at": _utc(record.finished_at),
+                "seed": spec.seed,
+                "node": record.node,
+                "num_retries": record.num_retries,
+                "reason": record.reason,
+                "params": json.dumps(dict(spec.params)),
+                "effective": json.dumps(dict(record.effective)),
+                **{f"params_{name}": spec.params.get(name) for name in names},
+            }
+        )
+    columns = [(f"params_{name}", _type(record.spec.params.get(name) for record in records)) for name in names]
+    for row in rows:
+        for name, kind in columns:
+            row[name] = _as(row[name], kind)
+    return _table(rows, _TRIALS + columns)
+
+
+def _measurements(records: Sequence[TrialRecord]) -> pa.Table:
+    metrics = sorted({name for record in records for m in record.measurements for name in m.metrics})
+    rows = [
+        {
+            "trial_id": record.spec.trial_id,
+            "model": record.spec.model,
+            "epoch": m.epoch,
+            "elapsed_seconds": m.elapsed_seconds,
+            "train_loss": m.train_loss,
+            "validation_loss": m.validation_loss,
+            **m.metrics,
+        }
+        for record in records
+        for m in record.measurements
+    ]
+    return _table(rows, _MEASUREMENTS + [(name, pa.float64()) for name in metrics])
+
+
+def _confirmations(state: StudyState, objective: Objective) -> pa.Table:
+    rows = []
+    for trial_id in state.frozen or ():
+        record = state.trials[trial_id]
+        if record.state is not TrialState.COMPLETE:
+            continue
+        best = best_measurement(record.measurements, objective)
+        assert best is not None, "a COMPLETE run has measurements"
+        scores: list[tuple[str, Mapping[str, float]]] = [("validation", best.metrics)]
+        if trial_id in state.tested:
+            scores.append(("test", state.tested[trial_id].metrics))
+        rows.extend(
+            {
+                "model": record.spec.model,
+                "config": record.spec.config,
+                "seed": record.spec.seed,
+                "split": split,
+                "metric": metric,
+                "value": value,
+                "elapsed_seconds": record.elapsed_seconds,
+            }
+            for split, metrics in scores
+            for metric, value in metrics.items()
+        )
+    return _table(rows, _CONFIRMATIONS)
+
+
+def _table(rows: list[dict[str, Any]], fields: list[tuple[str, pa.DataType]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    stamped = table.replace_schema_metadata({"sweeper_schema": str(SCHEMA)})
+    replace_file(path, lambda partial: pq.write_table(stamped, partial, compression="zstd"))
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        remedy = "name the folder of a study that has run"
+        raise InputError(Problem(str(path), "a result folder must hold this table", "no such file", remedy)) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        remedy = "rebuild it with `sweeper resume`"
+        raise InputError(Problem(str(path), "must be a Parquet file", str(error)[:80], remedy)) from None
+    schema = (table.schema.metadata or {}).get(b"sweeper_schema", b"1").decode()
+    if schema != str(SCHEMA):
+        remedy = "use the version of sweeper that wrote it"
+        raise InputError(Problem(str(path), f"schema must be {SCHEMA}", schema, remedy))
+    return table
+
+
+def _type(values: Iterable[Any]) -> pa.DataType:
+    """Return the narrowest common type of a hyperparameter's values; mixed ones become text."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {bool}:
+        return pa.bool_()
+    if kinds <= {int}:
+        return pa.int64()
+    return pa.float64() if kinds <= {int, float} else pa.string()
+
+
+def _as(value: Any, kind: pa.DataType) -> Any:
+    return str(value) if value is not None and kind == pa.string() else value
+
+
+def _utc(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,1 @@
+"""Sweep, confirm, report, init: the only place where everything meets."""

@@ -1,0 +1,73 @@
+"""Confirmation: which runs, and which of them gives the weights to export."""
+
+from __future__ import annotations
+
+from sweeper.core.selection import best_measurement, best_trial
+from sweeper.core.trial import TrialKind, TrialRecord, TrialSpec, TrialState
+from sweeper.store.state import StudyState
+from sweeper.workflows.study import Study
+
+CONFIGS = ("tuned", "default")
+
+
+def search_winner(study: Study, state: StudyState, model: str) -> TrialRecord | None:
+    """Return the best COMPLETE search trial of ``model`` by validation, or None when none completed."""
+    return best_trial(
+        (r for r in state.trials.values() if r.spec.model == model and r.spec.kind is TrialKind.SEARCH),
+        study.objective,
+    )
+
+
+def confirmation_runs(study: Study, state: StudyState) -> list[TrialSpec]:
+    """List winner and default of each model x fresh seeds; the seeds are the same for all, so that runs pair.
+
+    Runs of one seed stand together and models alternate, so that an interrupted confirmation is as complete as it
+    can be for every model.
+    """
+    runs = []
+    for index, seed in enumerate(study.plan.confirmation_seeds):
+        for model in study.plan.models:
+            winner = search_winner(study, state, model.name)
+            if winner is None:
+                continue
+            for number, config in enumerate(CONFIGS):
+                params = (
+                    winner.spec.params
+                    if config == "tuned"
+                    else study.spaces[model.name].active(study.spaces[model.name].default)
+                )
+                runs.append(
+                    TrialSpec(
+                        trial_id=f"{model.name}-{config}-c{index:02d}",
+                        number=2 * index + number,
+                        model=model.name,
+                        params=params,
+                        seed=seed,
+                        max_epochs=study.plan.budget.max_epochs,
+                        kind=TrialKind.CONFIRM,
+                        config=config,
+                        split_seed=seed if "split" in study.spec.confirm.vary else None,
+                    )
+                )
+    return runs
+
+
+def export_run(study: Study, state: StudyState, model: str) -> TrialRecord | None:
+    """Return the tuned confirmation run whose weights ``best/`` gets: the median one on validation.
+
+    The median, not the best: the exported checkpoint should be as good as the report says, not a lucky seed.
+    Never chosen by a test score.
+    """
+    runs = [
+        record
+        for record in state.trials.values()
+        if record.spec.model == model and record.spec.config == "tuned" and record.state is TrialState.COMPLETE
+    ]
+
+    def loss(record: TrialRecord) -> tuple[float, str]:
+        best = best_measurement(record.measurements, study.objective)
+        assert best is not None, "a COMPLETE run has measurements"
+        return study.objective.loss(best.metrics[study.objective.metric]), record.spec.trial_id
+
+    ordered = sorted(runs, key=loss)
+    return ordered[(len(ordered) - 1) // 2] if ordered else None

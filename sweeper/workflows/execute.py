@@ -1,0 +1,187 @@
+"""Carrying out an assembled study on Ray: search, confirm, test; then tables, ``best/`` and report."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sweeper.core.errors import RunFailedError, StopRequested
+from sweeper.core.trial import TrialKind, TrialState
+from sweeper.engine.cluster import connection, lane_count, worker_resources
+from sweeper.engine.lanes import Lanes, LaneShape
+from sweeper.engine.tune import Conductor, run_assignments
+from sweeper.engine.worker import TrainingWorker, WorkerConfig
+from sweeper.report.build import build_report
+from sweeper.search.samplers import ModelSearch
+from sweeper.search.schedulers import make_stopping
+from sweeper.store.ledger import Ledger
+from sweeper.store.state import StudyState
+from sweeper.store.tables import write_tables
+from sweeper.train.loop import TrainOptions
+from sweeper.workflows.book import Book
+from sweeper.workflows.conductors import ConfirmConductor, SearchConductor, TestConductor
+from sweeper.workflows.confirm import confirmation_runs
+from sweeper.workflows.export import write_best
+from sweeper.workflows.manifest import open_manifest, record_opening
+from sweeper.workflows.progress import Progress
+from sweeper.workflows.study import Study
+
+logger = logging.getLogger("sweeper")
+
+
+def execute(study: Study, interrupted: Callable[[], bool]) -> None:
+    """Run what is left of ``study``; a finished one is only reported again.
+
+    Raises
+    ------
+    RunFailedError
+        When nothing could be confirmed, or lanes died again and again.
+    StopRequested
+        When ``interrupted`` said so.
+    """
+    paths = study.paths
+    with Ledger.open(paths) as ledger, Progress(study.plan) as progress:
+        for text in ledger.notes:
+            progress.say(text)
+        state = StudyState.replay(ledger.events())
+        open_manifest(study)
+        book = Book(ledger, state, study.objective, study.spec.training.num_workers, [progress])
+        progress.follow(book)
+        try:
+            if not _is_finished(state):
+                book.write("study_opened", plan_hash=study.plan.plan_hash, reason="run")
+                _on_ray(study, book, progress, interrupted)
+        finally:
+            write_tables(paths, state, study.objective)
+        progress.phase("report")
+        write_best(study, state)
+        build_report(paths.root)
+        shutil.rmtree(paths.snapshots_root, ignore_errors=True)
+        shutil.rmtree(paths.scratch / "ray", ignore_errors=True)
+
+
+def _is_finished(state: StudyState) -> bool:
+    """Whether every confirmation run has ended and every completed one was tested."""
+    if state.frozen is None:
+        return False
+    confirmed = [state.trials[trial_id] for trial_id in state.frozen]
+    return all(
+        record.state.is_final and (record.state is not TrialState.COMPLETE or record.spec.trial_id in state.tested)
+        for record in confirmed
+    )
+
+
+def _on_ray(study: Study, book: Book, progress: Progress, interrupted: Callable[[], bool]) -> None:
+    training = study.spec.training
+    with connection(study.spec.cluster.address):
+        resources = worker_resources(training.resources_per_worker, training.num_workers)
+        shape = LaneShape(num_workers=training.num_workers, resources_per_worker=resources)
+        count = lane_count(shape, study.spec.search.max_concurrent_trials)
+        config = WorkerConfig(
+            spec=study.spec,
+            paths=study.paths,
+            options=_options(study, uses_gpu=shape.uses_gpu),
+            cpus=max(1, int(resources.get("CPU", 1))),
+        )
+        progress.phase("starting lanes")
+        with Lanes(count, shape, partial(TrainingWorker, config), study.paths.scratch) as lanes:
+            lanes.wait_ready()
+
+            def serve(conductor: Conductor) -> None:
+                run_assignments(
+                    lanes,
+                    conductor,
+                    scratch=study.paths.scratch,
+                    max_retries=training.max_trial_retries,
+                    epoch_timeout_seconds=training.epoch_timeout_seconds,
+                    on_restart=progress.say,
+                )
+                if interrupted():
+                    raise StopRequested("stopped on request; all finished work is kept")
+
+            _search(study, book, progress, interrupted, serve, count)
+            _confirm(study, book, progress, interrupted, serve)
+
+
+def _options(study: Study, *, uses_gpu: bool) -> TrainOptions:
+    precision = study.spec.training.precision
+    return TrainOptions(
+        device="cuda" if uses_gpu else "cpu",
+        precision=("bf16" if uses_gpu else "fp32") if precision == "auto" else precision,
+        micro_batch_size=study.spec.training.micro_batch_size,
+        balance=study.spec.task.balance,
+    )
+
+
+def _search(
+    study: Study,
+    book: Book,
+    progress: Progress,
+    interrupted: Callable[[], bool],
+    serve: Callable[[Conductor], None],
+    num_lanes: int,
+) -> None:
+    if book.state.frozen is not None:
+        return
+    spec, plan = study.spec.search, study.plan
+    records = [r for r in book.state.trials.values() if r.spec.kind is TrialKind.SEARCH]
+    searches, stoppings = {}, {}
+    for model in plan.models:
+        mine = [r for r in records if r.spec.model == model.name]
+        searches[model.name] = ModelSearch(
+            model=model.name,
+            space=model.space,
+            objective=study.objective,
+            study_seed=plan.seed,
+            sampler=spec.sampler,
+            max_epochs=spec.max_epochs,
+        )
+        searches[model.name].replay(mine, book.state.attributes, book.state.log)
+        stoppings[model.name] = make_stopping(spec.scheduler, study.objective, spec.max_epochs)
+    for trial_id, measurement in book.state.measured:
+        trial = book.state.trials[trial_id].spec
+        if trial.kind is TrialKind.SEARCH:
+            value = measurement.metrics[study.objective.metric]
+            stoppings[trial.model].decide(trial_id, measurement.epoch, value, protected=trial.number == 0)
+    progress.phase("search")
+    serve(
+        SearchConductor(
+            book, plan, searches, stoppings, interrupted, num_lanes=num_lanes, spent_seconds=book.state.spent_seconds
+        )
+    )
+
+
+def _confirm(
+    study: Study,
+    book: Book,
+    progress: Progress,
+    interrupted: Callable[[], bool],
+    serve: Callable[[Conductor], None],
+) -> None:
+    if book.state.frozen is None:
+        runs = confirmation_runs(study, book.state)
+        if not runs:
+            raise RunFailedError("no search trial completed, so there is nothing to confirm; see trials.parquet")
+        for run in runs:
+            book.asked(run, {})
+        book.write("confirmation_frozen", trial_ids=[run.trial_id for run in runs])
+    assert book.state.frozen is not None
+    progress.phase("confirm")
+    trials = [book.state.trials[trial_id].spec for trial_id in book.state.frozen]
+    serve(ConfirmConductor(book, trials, interrupted))
+    confirmed = [trial for trial in trials if book.state.trials[trial.trial_id].state is TrialState.COMPLETE]
+    if not confirmed:
+        raise RunFailedError("every confirmation run failed; see trials.parquet")
+    if not book.state.test_openings:
+        book.write("test_opened", reason="confirmation", num_runs=len(confirmed))
+    record_opening(study, book.state.test_openings)
+    progress.phase("test")
+    serve(TestConductor(book, confirmed, interrupted))
+
+
+def state_of(study_paths: Any) -> StudyState:
+    """Read the state of a run without taking its lock: for ``status`` from another terminal."""
+    return StudyState.replay(Ledger.read(study_paths))

@@ -1,0 +1,123 @@
+"""A study put together: data, task, models, spaces and plan, checked before anything is spent or written."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper.core.errors import InputError, Problem
+from sweeper.core.objective import Objective
+from sweeper.core.space import SearchSpace
+from sweeper.data.prepare import PreparedData, load_prepared, prepare
+from sweeper.models.load import ModelInfo, inspect
+from sweeper.plan.plan import StudyPlan, make_plan
+from sweeper.spec.space import load_space, preset_path
+from sweeper.spec.study import ModelSpec, StudySpec
+from sweeper.store.paths import ResultPaths
+from sweeper.tasks.base import Task
+from sweeper.tasks.registry import make_task, task_class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Everything a run needs, validated."""
+
+    spec: StudySpec
+    data: PreparedData
+    task: Task
+    models: Mapping[str, ModelInfo]
+    spaces: Mapping[str, SearchSpace]
+    plan: StudyPlan
+
+    @property
+    def objective(self) -> Objective:
+        """The validation metric and its direction."""
+        return self.task.objective
+
+    @property
+    def paths(self) -> ResultPaths:
+        """The result folder."""
+        return result_paths(self.spec)
+
+
+def result_paths(spec: StudySpec) -> ResultPaths:
+    """Return ``<storage_path>/<name>``.
+
+    Raises
+    ------
+    InputError
+        When the storage is a URL: results go to local or mounted folders.
+    """
+    if "://" in spec.storage_path:
+        remedy = "give a local or mounted folder"
+        raise InputError(Problem("storage_path", "object storage is not supported yet", spec.storage_path, remedy))
+    return ResultPaths(Path(spec.storage_path) / spec.name)
+
+
+def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | None = None) -> Study:
+    """Read data and model configurations, load the spaces and make the plan.
+
+    Parameters
+    ----------
+    spec:
+        The study as loaded.
+    data_folder:
+        Where the prepared splits lie or are to be written.
+    in_memory:
+        Splits given as ``datasets.Dataset`` instead of files, by name.
+
+    Raises
+    ------
+    InputError
+        With all problems of models and spaces at once, or of the data.
+    """
+    kind = task_class(spec.task.type).input_kind
+    problems: list[Problem] = []
+    infos: dict[str, ModelInfo] = {}
+    spaces: dict[str, SearchSpace] = {}
+    for model in spec.models:
+        try:
+            infos[model.name] = inspect(model)
+            spaces[model.name] = _space(spec, model, infos[model.name].model_type)
+        except InputError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+    data = prepare(spec.task, kind=kind, seed=spec.seed, folder=data_folder, in_memory=in_memory)
+    task = make_task(spec.task, data.classes)
+    plan = make_plan(
+        spec,
+        data_fingerprint=data.fingerprint,
+        weights={name: info.fingerprint for name, info in infos.items()},
+        spaces=spaces,
+    )
+    return Study(spec=spec, data=data, task=task, models=infos, spaces=spaces, plan=plan)
+
+
+@contextmanager
+def provisional(spec: StudySpec, in_memory: Mapping[str, Any] | None = None) -> Iterator[Study]:
+    """Assemble a study in a temporary folder: wrong input leaves nothing behind, `settle` keeps the rest."""
+    with tempfile.TemporaryDirectory(prefix="sweeper-") as folder:
+        yield assemble(spec, Path(folder) / "data", in_memory)
+
+
+def settle(study: Study) -> Study:
+    """Move the prepared data into the result folder, where lanes read it."""
+    home = study.paths.data
+    if not home.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        partial = home.with_name(home.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(study.data.folder, partial)
+        partial.rename(home)
+    return Study(**{**vars(study), "data": load_prepared(home)})
+
+
+def _space(spec: StudySpec, model: ModelSpec, model_type: str) -> SearchSpace:
+    path = spec.search.space or model.space or preset_path(model_type, spec.task.type)
+    return load_space(path, model.space_overrides)

@@ -1,0 +1,161 @@
+"""The main job: search, confirm, test, report. Safe to call again at any moment, also after a crash.
+
+Nothing here imports Ray at the top: `run` sets Ray's environment first.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeper.core.errors import ChangedWorldError, InputError, Problem, StopRequested
+from sweeper.engine import environment
+from sweeper.spec.load import load_study
+from sweeper.spec.study import StudySpec
+
+if TYPE_CHECKING:
+    from sweeper.workflows.results import StudyResult
+
+logger = logging.getLogger("sweeper")
+
+ModelFactory = Callable[[], tuple[Any, Any]]
+"""Returns a transformers model with its head, and its tokenizer or image processor."""
+
+
+def run(
+    spec: StudySpec,
+    *,
+    datasets: Mapping[str, Any] | None = None,
+    factories: Mapping[str, ModelFactory] | None = None,
+    accept_change: bool = False,
+) -> StudyResult:
+    """Run a study to its report, or go on with one that was interrupted.
+
+    Parameters
+    ----------
+    spec:
+        From `load_study`, or built in Python.
+    datasets:
+        Splits as ``datasets.Dataset`` under ``train``, ``validation`` and ``test``, in the place of ``task.data``.
+    factories:
+        By model name: builds a model and its preprocessor in the place of its checkpoint.
+    accept_change:
+        Go on although plan, data, weights or versions differ from those the study began with; recorded.
+
+    Returns
+    -------
+    StudyResult
+        The tables, best configurations and leaderboard of the result folder.
+
+    Raises
+    ------
+    InputError
+        The study, its data or its models are wrong; nothing has been written.
+    ChangedWorldError
+        The result folder belongs to another plan.
+    RunFailedError
+        The run ended without its result; finished trials are kept.
+    StopRequested
+        SIGINT or SIGTERM; state is saved.
+    """
+    environment.prepare(own_ray=spec.cluster.address is None)
+    from sweeper.workflows.execute import execute
+    from sweeper.workflows.study import assemble, provisional, result_paths, settle
+
+    paths = result_paths(spec)
+    if factories:
+        spec = _with_built_models(spec, factories, paths.scratch / "models")
+    if datasets is None and spec.task.data.train == "memory:" and paths.data.is_dir():
+        study = assemble(spec, paths.data)
+        _refuse_changes(study, accept_change=accept_change)
+    else:
+        with provisional(spec, datasets) as draft:
+            _refuse_changes(draft, accept_change=accept_change)
+            study = settle(draft)
+    with _signals() as interrupted:
+        execute(study, interrupted)
+    from sweeper.workflows.results import load_results
+
+    return load_results(paths.root)
+
+
+def resume(path: str | Path, *, accept_change: bool = False) -> StudyResult:
+    """Go on with the study of a result folder or study file; see `run`."""
+    return run(load_study(study_file(path)), accept_change=accept_change)
+
+
+def study_file(path: str | Path) -> Path:
+    """Return the study file that ``path`` names: itself, or the resolved one of a result folder."""
+    path = Path(path)
+    if path.is_dir():
+        from sweeper.store.paths import ResultPaths
+
+        path = ResultPaths(path).study
+        if not path.is_file():
+            place = str(path.parent)
+            raise InputError(Problem(place, "a result folder must hold study.yaml", "none", "name the right folder"))
+    return path
+
+
+def _refuse_changes(study: Any, *, accept_change: bool) -> None:
+    """Compare the study with the manifest of its result folder, where there is one."""
+    from sweeper.workflows.manifest import changes
+
+    differences = changes(study)
+    if differences and not accept_change:
+        remedy = "undo the change, choose another name, or pass --accept-change"
+        raise ChangedWorldError(
+            [
+                Problem(str(study.paths.root), "a resumed study must be the one that began", difference, remedy)
+                for difference in differences
+            ]
+        )
+
+
+def _with_built_models(spec: StudySpec, factories: Mapping[str, ModelFactory], folder: Path) -> StudySpec:
+    """Save what the factories build as checkpoints, which lanes load like any other."""
+    models = []
+    for model in spec.models:
+        if model.name in factories:
+            home = folder / model.name
+            if not home.is_dir():
+                partial = home.with_name(home.name + ".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                built, preprocessor = factories[model.name]()
+                built.save_pretrained(partial)
+                preprocessor.save_pretrained(partial)
+                partial.rename(home)
+            model = model.model_copy(update={"checkpoint": str(home)})
+        models.append(model)
+    return spec.model_copy(update={"models": models})
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a flag; the second ends at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of handlers
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        logger.warning("stopping after the epochs under way; once more ends at once")
+
+    previous: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: the host program handles signals
+        pass
+    try:
+        yield lambda: bool(received)
+        if received:
+            raise StopRequested("stopped on request; all finished work is kept")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
