@@ -106,7 +106,7 @@ class ResultPaths:
         return self.predictions_parts / f"{trial_id}.parquet"
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, then put it in place: readers see the old file or the new one, whole.
 
     The file and its folder are synced, so that the new content survives a power cut once this returns.

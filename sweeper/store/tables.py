@@ -187,7 +187,7 @@ def _measurements(records: Sequence[TrialRecord]) -> pa.Table:
 
 
 def _confirmations(state: StudyState, objective: Objective) -> pa.Table:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for trial_id in state.frozen or ():
         record = state.trials[trial_id]
         if record.state is not TrialState.COMPLETE:

@@ -137,7 +137,6 @@ def _search(
             objective=study.objective,
             study_seed=plan.seed,
             sampler=spec.sampler,
-            max_epochs=spec.max_epochs,
         )
         searches[model.name].replay(mine, book.state.attributes, book.state.log)
         stoppings[model.name] = make_stopping(spec.scheduler, study.objective, spec.max_epochs)

@@ -1,0 +1,231 @@
+"""The searcher of one model: Optuna's samplers behind ask and tell, rebuilt exactly from the ledger.
+
+Every ask uses a fresh sampler seeded by (study, model, trial number), so that a resumed search continues as an
+uninterrupted one would: nothing lives in the sampler. What an Optuna sampler keeps in the attributes of study and
+trials is returned with the suggestion and stands in the ledger. CMA-ES keeps a pickled optimizer there, which is
+never stored or loaded: its searches are rebuilt by asking again in the recorded order.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sweeper.core.errors import InputError, Problem
+from sweeper.core.objective import Objective
+from sweeper.core.seeds import derive_seed
+from sweeper.core.space import Float, Int, Parameter, Params, Scalar, SearchSpace
+from sweeper.core.trial import TrialRecord, TrialState
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+NUM_STARTUP_TRIALS = 10  # random draws before a model of the scores is fitted: Optuna's default
+NUM_REDRAWS = 20  # further suggestions when one repeats an earlier configuration
+SIGNIFICANT_DIGITS = 6  # two floats that agree to so many digits train alike
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A suggestion: the active parameters, and what the sampler needs to be rebuilt (JSON)."""
+
+    params: dict[str, Scalar]
+    attributes: dict[str, Any]
+
+
+class ModelSearch:
+    """Ask and tell for one model; an Optuna study in memory that mirrors the ledger.
+
+    Parameters
+    ----------
+    model:
+        Its name: part of every seed.
+    space:
+        What is searched; its default is suggestion 0.
+    objective:
+        The direction.
+    study_seed:
+        The study's seed.
+    sampler:
+        ``tpe``, ``random``, ``qmc``, ``gp``, ``cmaes``, or ``auto`` for ``tpe``.
+
+    Raises
+    ------
+    InputError
+        When the sampler needs a package that is not installed.
+    """
+
+    def __init__(self, *, model: str, space: SearchSpace, objective: Objective, study_seed: int, sampler: str) -> None:
+        self._model = model
+        self._space = space
+        self._objective = objective
+        self._seed = study_seed
+        self._sampler = "tpe" if sampler == "auto" else sampler
+        _check_package(self._sampler)
+        self._study = optuna.create_study(direction=objective.goal, sampler=self._fresh_sampler(0, 0))
+        self._trials: dict[int, optuna.Trial] = {}
+        self._seen: set[tuple[tuple[str, Scalar], ...]] = set()
+
+    @property
+    def optuna_study(self) -> optuna.Study:
+        """The study as Optuna sees it, for reading only."""
+        return self._study
+
+    def ask(self, number: int) -> Asked:
+        """Suggest the configuration of search trial ``number``; it counts as running from now on.
+
+        A suggestion that repeats an earlier effective configuration is drawn again, up to 20 times.
+        """
+        if number == 0:
+            return Asked(self._add(0, self._space.active(self._space.default), {}), {})
+        for redraw in range(NUM_REDRAWS + 1):
+            self._study.sampler = self._fresh_sampler(number, redraw)
+            trial = self._study.ask()
+            params = self._draw(trial)
+            if _effective(params) not in self._seen or redraw == NUM_REDRAWS:
+                break
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._trials[number] = trial
+        self._seen.add(_effective(params))
+        return Asked(params, self._attributes(trial))
+
+    def tell(self, record: TrialRecord) -> None:
+        """Take the end of a trial.
+
+        COMPLETE with its value; PRUNED as pruned with its intermediate values, never as complete; FAIL and
+        INFEASIBLE as failed. A value that is not finite is told as failed: it would stay running for ever.
+        """
+        trial = self._trials.pop(record.spec.number)
+        metric = self._metric_values(record)
+        state = optuna.trial.TrialState
+        if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
+            self._study.tell(trial, record.value)
+        elif record.state is TrialState.PRUNED and metric:
+            for epoch, value in metric.items():
+                trial.report(value, epoch)
+            self._study.tell(trial, state=state.PRUNED)
+        else:
+            self._study.tell(trial, state=state.FAIL)
+
+    def replay(
+        self,
+        records: Sequence[TrialRecord],
+        attributes: Mapping[str, Mapping[str, Any]],
+        log: Sequence[tuple[str, str]],
+    ) -> None:
+        """Rebuild everything from the ledger.
+
+        Parameters
+        ----------
+        records:
+            This model's search trials.
+        attributes:
+            `Asked.attributes` by trial id.
+        log:
+            ``("asked" | "ended", trial_id)`` in order; ids of other models are passed over.
+        """
+        mine = {record.spec.trial_id: record for record in records}
+        for what, trial_id in log:
+            if trial_id not in mine:
+                continue
+            record = mine[trial_id]
+            if what == "ended":
+                self.tell(record)
+            elif self._sampler == "cmaes":
+                self.ask(record.spec.number)
+            else:
+                self._add(record.spec.number, record.spec.params, attributes[trial_id])
+
+    # -- Optuna --------------------------------------------------------------------------------------------
+
+    def _fresh_sampler(self, number: int, redraw: int) -> optuna.samplers.BaseSampler:
+        seed = derive_seed(self._seed, "sampler", self._model, number, redraw)
+        match self._sampler:
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            case "qmc":
+                # One scrambling for the whole search: the sequence is what spreads the points.
+                seed = derive_seed(self._seed, "sampler", self._model)
+                return optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
+            case "gp":
+                return optuna.samplers.GPSampler(
+                    seed=seed, n_startup_trials=NUM_STARTUP_TRIALS, warn_independent_sampling=False
+                )
+            case "cmaes":
+                return optuna.samplers.CmaEsSampler(
+                    seed=seed, n_startup_trials=NUM_STARTUP_TRIALS, warn_independent_sampling=False
+                )
+            case _:
+                return optuna.samplers.TPESampler(
+                    seed=seed,
+                    n_startup_trials=NUM_STARTUP_TRIALS,
+                    multivariate=True,
+                    group=True,  # conditional parameters are modelled jointly where they are active together
+                    constant_liar=True,
+                )
+
+    def _draw(self, trial: optuna.Trial) -> dict[str, Scalar]:
+        """Suggest parents before children, and children only where their condition holds."""
+        params: dict[str, Scalar] = {}
+        for parameter in self._space:
+            if parameter.is_active(params):
+                params[parameter.name] = trial._suggest(parameter.name, _distribution(parameter))
+        return params
+
+    def _add(self, number: int, params: Params, attributes: Mapping[str, Any]) -> dict[str, Scalar]:
+        """Enter a trial that was suggested before, or not by a sampler, as running."""
+        known = {p.name: _distribution(p) for p in self._space if p.name in params}
+        frozen = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params={name: params[name] for name in known},
+            distributions=known,
+            system_attrs=dict(attributes.get("trial", {})),
+        )
+        self._study.add_trial(frozen)
+        storage, study_id = self._study._storage, self._study._study_id
+        for key, value in attributes.get("study", {}).items():
+            storage.set_study_system_attr(study_id, key, value)
+        self._trials[number] = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
+        self._seen.add(_effective(params))
+        return dict(params)
+
+    def _attributes(self, trial: optuna.Trial) -> dict[str, Any]:
+        if self._sampler == "cmaes":
+            return {}
+        storage = self._study._storage
+        study = storage.get_study_system_attrs(self._study._study_id)
+        own = storage.get_trial(trial._trial_id).system_attrs
+        return {key: dict(value) for key, value in (("trial", own), ("study", study)) if value}
+
+    def _metric_values(self, record: TrialRecord) -> dict[int, float]:
+        values = {m.epoch: m.metrics[self._objective.metric] for m in record.measurements}
+        return {epoch: value for epoch, value in values.items() if math.isfinite(value)}
+
+
+def _check_package(sampler: str) -> None:
+    if sampler == "cmaes" and find_spec("cmaes") is None:
+        remedy = "install it with pip install 'fairsweep[cmaes]', or choose another sampler"
+        raise InputError(Problem("search.sampler", "cmaes needs the package cmaes", "not installed", remedy))
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    if isinstance(parameter, Float):
+        return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+    if isinstance(parameter, Int):
+        return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+    return CategoricalDistribution(parameter.choices)
+
+
+def _effective(params: Params) -> tuple[tuple[str, Scalar], ...]:
+    """Return a configuration as training sees it: equal for two that would train alike."""
+    return tuple(
+        (name, float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value)
+        for name, value in sorted(params.items())
+    )
