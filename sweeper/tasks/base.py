@@ -15,19 +15,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from sweeper.core.head import HeadSpec
 from sweeper.core.objective import Goal, Objective
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadSpec:
-    """The head a model needs for the task: what ``models`` builds and ``from_pretrained`` later loads.
-
-    ``auto_class`` is a transformers Auto class name such as ``AutoModelForSequenceClassification``.
-    """
-
-    auto_class: str
-    labels: tuple[str, ...] = ()
-    problem_type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

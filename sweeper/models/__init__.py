@@ -1,0 +1,1 @@
+"""Models: pretrained checkpoints, their blocks from embeddings to head, and their dropouts."""

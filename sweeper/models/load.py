@@ -1,0 +1,289 @@
+"""Loading pretrained checkpoints: local folders or hub ids, safetensors only, through transformers' Auto classes."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from sweeper.core.errors import InputError, Problem
+from sweeper.core.head import HeadSpec
+from sweeper.models.blocks import BlockLayout, find_blocks
+from sweeper.models.dropout import apply_dropouts, read_dropouts
+from sweeper.spec.study import ModelSpec
+
+logger = logging.getLogger("sweeper")
+
+_SAFE = ("*.safetensors", "*.safetensors.index.json")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What is known of a checkpoint without building the model.
+
+    ``fingerprint`` hashes configuration and weights; ``folder`` is where they lie; ``licence`` comes from the
+    model card, empty where there is none.
+    """
+
+    name: str
+    model_type: str
+    folder: Path
+    fingerprint: str
+    licence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A checkpoint in memory with a head for the task: pristine, copied for every trial.
+
+    Parameters
+    ----------
+    module:
+        Never trained itself.
+    layout:
+        Its parameters from embeddings to head.
+    head:
+        Dotted name of the module that maps features to outputs.
+    fresh:
+        Modules that the checkpoint did not hold, initialised from each trial's seed.
+    notes:
+        What a user should know, such as a replaced head.
+    """
+
+    info: ModelInfo
+    preprocessor: Any
+    module: Any
+    layout: BlockLayout
+    head: str
+    fresh: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def instantiate(self, seed: int, dropouts: Mapping[str, float]) -> Any:
+        """Return a copy to train: weights from the pristine one, the new head drawn from ``seed``.
+
+        The global random state is left as it was.
+        """
+        module = copy.deepcopy(self.module)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name in self.fresh:
+                _initialise(module, module.get_submodule(name))
+        apply_dropouts(module, self.head, dropouts)
+        return module
+
+    def dropouts(self, module: Any) -> dict[str, list[float]]:
+        """Read the live dropout rates of a module made by `instantiate`."""
+        return read_dropouts(module, self.head)
+
+    def save(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+        """Write weights, configuration and preprocessor so that ``from_pretrained`` loads them (safetensors)."""
+        with _quiet():
+            self.module.save_pretrained(folder, state_dict=dict(state))
+            self.preprocessor.save_pretrained(folder)
+
+    def load_weights(self, folder: Path) -> Any:
+        """Return a module with the weights that `save` wrote, in evaluation mode."""
+        with _quiet():
+            return type(self.module).from_pretrained(folder, use_safetensors=True).eval()
+
+
+def inspect(model: ModelSpec) -> ModelInfo:
+    """Look a checkpoint over without building it.
+
+    Raises
+    ------
+    InputError
+        When the folder is missing or empty of weights, the configuration cannot be read, only pickled weights are
+        there without ``allow_bin``, or the checkpoint wants to run its own code.
+    """
+    folder = _folder(model)
+    config = _read_config(model, folder)
+    weights = sorted(path for pattern in _SAFE[:1] for path in folder.glob(pattern))
+    if not weights:
+        pickled = sorted(path for pattern in _PICKLED for path in folder.glob(pattern))
+        if not pickled:
+            raise _problem(model, "the folder must hold model.safetensors", "no weights", "save the model there first")
+        if not model.allow_bin:
+            remedy = "convert them to safetensors, or set `allow_bin: true` on the model if you trust their source"
+            raise _problem(model, "weights must be safetensors", pickled[0].name, remedy)
+        weights = pickled
+    if "auto_map" in config and not model.trust_remote_code:
+        remedy = "set `trust_remote_code: true` on the model if you trust its authors"
+        raise _problem(model, "the checkpoint must not need its own code", "auto_map in config.json", remedy)
+    digest = hashlib.sha256()
+    for path in (folder / "config.json", *weights):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return ModelInfo(
+        name=model.name,
+        model_type=str(config.get("model_type", "")),
+        folder=folder,
+        fingerprint=digest.hexdigest(),
+        licence=_licence(folder),
+    )
+
+
+def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
+    """Load a checkpoint and its preprocessor, with a head for the task.
+
+    A head whose labels differ is replaced, with a note.
+
+    Raises
+    ------
+    InputError
+        When the checkpoint is not what `inspect` or the Auto class asks for, or its file is damaged.
+    """
+    info = inspect(model)
+    labels = dict(enumerate(head.labels))
+    wanted = {
+        "num_labels": len(labels),
+        "id2label": labels,
+        "label2id": {label: index for index, label in labels.items()},
+        **({"problem_type": head.problem_type} if head.problem_type else {}),
+    }
+    try:
+        with _quiet():
+            module, report = getattr(transformers, head.auto_class).from_pretrained(
+                info.folder,
+                **wanted,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                use_safetensors=not model.allow_bin,
+                trust_remote_code=model.trust_remote_code,
+                dtype=torch.float32,
+            )
+            preprocessor = _preprocessor(model, info, module)
+    except InputError:
+        raise
+    except Exception as error:  # transformers raises whatever the damage leads to
+        reason = " ".join(str(error).split())[:160]
+        remedy = "check that the checkpoint is whole and fits the task"
+        raise _problem(
+            model, f"must load with {head.auto_class}", f"{type(error).__name__}: {reason}", remedy
+        ) from None
+    own = json.loads((info.folder / "config.json").read_text()).get("id2label") or {}
+    new = {_key(item) for item in report["missing_keys"]} | {_key(item) for item in report["mismatched_keys"]}
+    notes = []
+    if not new and head.labels and tuple(own.values()) != head.labels:
+        new = {name for name, _ in module.named_parameters() if not name.startswith(f"{module.base_model_prefix}.")}
+        notes.append(f"{model.name}: the checkpoint's head has other labels; it was replaced")
+    elif report["mismatched_keys"]:
+        notes.append(f"{model.name}: the checkpoint's head has other sizes; it was replaced")
+    fresh = tuple(sorted({name.rpartition(".")[0] for name in new}))
+    layout = find_blocks(module, model.blocks)
+    return Pretrained(
+        info=info,
+        preprocessor=preprocessor,
+        module=module.eval(),
+        layout=layout,
+        head=_head_name(module),
+        fresh=fresh,
+        notes=tuple(notes),
+    )
+
+
+def _folder(model: ModelSpec) -> Path:
+    path = Path(model.checkpoint).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or model.checkpoint.startswith((".", "/", "~")) or model.checkpoint.count("/") > 1:
+        raise _problem(model, "must be a folder or a hub id", "no such folder", "check the path")
+    from huggingface_hub import snapshot_download
+
+    patterns = _HUB_FILES + (["*.bin"] if model.allow_bin else [])
+    try:
+        return Path(snapshot_download(model.checkpoint, revision=model.revision, allow_patterns=patterns))
+    except Exception as error:  # network, authentication, a wrong name: the hub client has a class for each
+        reason = " ".join(str(error).split())[:160]
+        remedy = "check the name and the network, or give a local folder"
+        raise _problem(model, "the hub must have it", f"{type(error).__name__}: {reason}", remedy) from None
+
+
+def _read_config(model: ModelSpec, folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise _problem(model, "the folder must hold config.json", "none", "save the model there first") from None
+    except ValueError as error:
+        raise _problem(model, "config.json must be JSON", str(error), "restore it") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise _problem(model, "config.json must name a model_type", "none", "save it with save_pretrained")
+    return config
+
+
+def _preprocessor(model: ModelSpec, info: ModelInfo, module: Any) -> Any:
+    takes_images = module.main_input_name == "pixel_values"
+    auto = transformers.AutoImageProcessor if takes_images else transformers.AutoTokenizer
+    try:
+        return auto.from_pretrained(info.folder, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # a missing or broken preprocessor raises anything
+        what = "an image processor" if takes_images else "a tokenizer"
+        reason = " ".join(str(error).split())[:120]
+        raise _problem(model, f"the folder must hold {what}", reason, "save it there with save_pretrained") from None
+
+
+def _licence(folder: Path) -> str:
+    try:
+        from huggingface_hub import ModelCard
+
+        return str(ModelCard.load(folder / "README.md").data.to_dict().get("license", ""))
+    except Exception:  # a card is optional, and its front matter is anyone's text
+        return ""
+
+
+def _initialise(model: Any, module: nn.Module) -> None:
+    """Draw a new module's weights the way its family does; the flag says that nothing has been loaded into it."""
+    for parameter in module.parameters(recurse=False):
+        parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+    module._is_hf_initialized = False  # type: ignore[assignment]
+    before = [parameter.detach().clone() for parameter in module.parameters(recurse=False)]
+    with torch.no_grad():
+        model._init_weights(module)
+        same = all(torch.equal(a, b) for a, b in zip(before, module.parameters(recurse=False), strict=True))
+        reset: Any = getattr(module, "reset_parameters", None)
+        if same and reset is not None:
+            reset()  # a family that leaves this kind of module to torch's own default
+
+
+def _head_name(module: Any) -> str:
+    """Return the last direct child outside the body that owns parameters: the classifier."""
+    names: list[str] = [name for name, _ in module.named_children() if name != module.base_model_prefix]
+    owners = [name for name in names if any(True for _ in module.get_submodule(name).parameters())]
+    assert owners, f"{type(module).__name__} has no head"
+    return owners[-1]
+
+
+def _key(item: Any) -> str:
+    return str(item) if isinstance(item, str) else str(item[0])
+
+
+def _problem(model: ModelSpec, rule: str, value: str, remedy: str) -> InputError:
+    return InputError(Problem(f"models.{model.name}.checkpoint {model.checkpoint}", rule, value, remedy))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' reports and progress bars inside the block."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
