@@ -22,7 +22,8 @@ def best_trial(trials: Iterable[TrialRecord], objective: Objective) -> TrialReco
 
     def key(trial: TrialRecord) -> tuple[float, float, int]:
         best = best_measurement(trial.measurements, objective)
-        assert best is not None and trial.value is not None, "a COMPLETE trial has measurements and a value"
+        assert best is not None, "a COMPLETE trial has measurements"
+        assert trial.value is not None, "a COMPLETE trial has a value"
         return objective.loss(trial.value), best.validation_loss, trial.spec.number
 
     return min((trial for trial in trials if trial.state is TrialState.COMPLETE), key=key, default=None)

@@ -29,10 +29,8 @@ def epoch_batches(
     """
     rng = np.random.default_rng([seed, epoch])
     count = len(lengths)
-    if weights is None:
-        order = rng.permutation(count)
-    else:
-        order = rng.choice(count, size=count, p=weights / weights.sum())
+    shares = None if weights is None else weights / weights.sum()
+    order = rng.permutation(count) if shares is None else rng.choice(count, size=count, p=shares)
     if count and lengths.min() != lengths.max():
         pool = POOL_BATCHES * batch_size
         order = np.concatenate(

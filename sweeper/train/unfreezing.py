@@ -37,8 +37,8 @@ class Stage:
 def stages(settings: Settings, num_blocks: int, max_epochs: int) -> tuple[Stage, ...]:
     """Return the stages of a trial, the first at epoch 0, each trainable group with its peak rate.
 
-    Layer-wise decay multiplies the rate by ``layer_decay ** (n + 1 - group)``: 1 for the head, d for the top block
-    (ELECTRA counts the head's own step too; here the head's rate is exactly ``learning_rate``).
+    Layer-wise decay multiplies the rate by ``layer_decay ** (n + 2 - group)``, 1 for the head: d squared for the top
+    block, d ** (n + 2) for the embeddings (ELECTRA, Clark et al. 2020, its published code).
 
     Raises
     ------
@@ -47,7 +47,7 @@ def stages(settings: Settings, num_blocks: int, max_epochs: int) -> tuple[Stage,
     """
     head = num_blocks + 1
     rate = settings.learning_rate
-    decayed = {group: rate * settings.layer_decay ** (head - group) for group in range(head + 1)}
+    decayed = {group: rate * settings.layer_decay ** (head + 1 - group) for group in range(head)} | {head: rate}
     match settings.unfreezing:
         case "full":
             return (Stage(0, decayed),)

@@ -1,0 +1,317 @@
+"""Training as a generator: each `next` trains one epoch, evaluates it and yields a `Measurement`.
+
+Everything random in an epoch comes from (trial seed, epoch, rank), so runs that interleave in one process do not
+disturb each other and a resumed run repeats an uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sweeper.core.errors import DivergedError, InfeasibleError
+from sweeper.core.seeds import derive_seed
+from sweeper.core.selection import best_measurement
+from sweeper.core.trial import Measurement, TrialSpec
+from sweeper.models.load import Pretrained
+from sweeper.tasks.base import Examples, Task
+from sweeper.train import checkpoint, parallel
+from sweeper.train.balance import class_weights
+from sweeper.train.batches import epoch_batches, steps_per_epoch
+from sweeper.train.evaluate import TrainOptions, evaluate
+from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
+from sweeper.train.readback import check_batch_size, check_model, check_stage, read_stage
+from sweeper.train.settings import Settings
+from sweeper.train.unfreezing import Stage, stages
+
+__all__ = ["TrainData", "TrainOptions", "TrainingRun", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData:
+    """The two splits that training sees."""
+
+    train: Examples
+    validation: Examples
+
+
+def train(
+    trial: TrialSpec,
+    task: Task,
+    model: Pretrained,
+    data: TrainData,
+    options: TrainOptions,
+    resume: Path | None = None,
+) -> TrainingRun:
+    """Set a trial up and return it as an iterator of measurements, one per epoch.
+
+    Parameters
+    ----------
+    trial:
+        What to train; its ``max_epochs`` span the learning-rate schedule.
+    resume:
+        A folder written by `TrainingRun.save_snapshot`: goes on after its last epoch.
+
+    Raises
+    ------
+    InfeasibleError
+        When the configuration cannot run with this model or data.
+    MismatchError
+        When what would run is not what was asked.
+    """
+    return TrainingRun(trial, task, model, data, options, resume)
+
+
+class TrainingRun(Iterator[Measurement]):
+    """A trial under way; see `train`.
+
+    ``effective`` holds the settings read back from the live objects, by stage where they change. ``epoch`` counts
+    the epochs completed.
+    """
+
+    def __init__(
+        self,
+        trial: TrialSpec,
+        task: Task,
+        model: Pretrained,
+        data: TrainData,
+        options: TrainOptions,
+        resume: Path | None,
+    ) -> None:
+        self._trial, self._task, self._model, self._data, self._options = trial, task, model, data, options
+        self._settings = Settings.from_params(trial.params)
+        self._device = torch.device(options.device)
+        self._measurements: list[Measurement] = []
+        self._best: checkpoint.State = {}
+        self._micro = options.micro_batch_size
+        self._stages = stages(self._settings, model.layout.num_blocks, trial.max_epochs)
+        self._weights = self._balance()
+        if len(data.train) < self._settings.batch_size:
+            raise InfeasibleError(
+                f"batch_size: {self._settings.batch_size} is more than the {len(data.train)} training examples"
+            )
+        self._steps = steps_per_epoch(len(data.train), self._settings.batch_size)
+        self._module: Any = model.instantiate(trial.seed, self._settings.dropouts).to(self._device)
+        self.effective: dict[str, Any] = {
+            "batch_size": max(len(rows) for rows in self._batches(0)),
+            "dropouts": check_model(model, self._module, self._settings),
+            "max_epochs": trial.max_epochs,
+            "total_steps": self._steps * trial.max_epochs,
+            "lr_scheduler_type": self._settings.lr_scheduler_type,
+            "precision": options.precision,
+            "num_workers": parallel.world_size(),
+            "stages": [],
+        }
+        check_batch_size(self._settings.batch_size, self.effective["batch_size"])
+        if resume is None:
+            self._enter(self._stages[0])
+        else:
+            self._restore(checkpoint.load_snapshot(resume))
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self._measurements[-1].epoch if self._measurements else 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Measurement:
+        if self.epoch >= self._trial.max_epochs:
+            raise StopIteration
+        began = time.perf_counter()
+        if self.epoch > 0:
+            for stage in self._stages:
+                if stage.from_epoch == self.epoch:
+                    self._enter(stage)
+        seed = derive_seed(self._trial.seed, "epoch", self.epoch, parallel.rank())
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            train_loss = self._train_epoch()
+        parallel.share_buffers(self._module)
+        validation_loss, predictions = evaluate(self._module, self._task, self._data.validation, self._options)
+        if not np.isfinite(train_loss) or not np.isfinite(validation_loss) or not np.isfinite(predictions).all():
+            raise DivergedError(f"the loss is not finite in epoch {self.epoch + 1}")
+        before = self._measurements[-1].elapsed_seconds if self._measurements else 0.0
+        measurement = Measurement(
+            epoch=self.epoch + 1,
+            train_loss=train_loss,
+            validation_loss=validation_loss,
+            metrics=self._task.score(self._data.validation.targets, predictions),
+            elapsed_seconds=before + time.perf_counter() - began,
+        )
+        self._measurements.append(measurement)
+        if best_measurement(self._measurements, self._task.objective) is measurement:
+            self._best = checkpoint.copy_weights(self._module)
+        return measurement
+
+    def save_snapshot(self, folder: Path) -> None:
+        """Write the full state into an existing folder; call between measurements, on one worker."""
+        checkpoint.save_snapshot(
+            folder,
+            checkpoint.Snapshot(
+                weights=checkpoint.copy_weights(self._module),
+                best=self._best,
+                optimizer=checkpoint.optimizer_state(self._optimizer, self._module),
+                measurements=self._measurements,
+                micro_batch_size=self._micro,
+            ),
+        )
+
+    def save_best(self, folder: Path) -> None:
+        """Write the best epoch's weights as a folder that ``from_pretrained`` loads."""
+        assert self._best, "no epoch has been measured yet"
+        self._model.save(self._best, folder)
+
+    def close(self) -> None:
+        """Free the weights and the optimizer."""
+        del self._module, self._wrapped, self._optimizer
+        self._best = {}
+
+    # -- stages --------------------------------------------------------------------------------------------
+
+    def _enter(self, stage: Stage) -> None:
+        """Set a stage up: what trains, at which rates; read it back and compare."""
+        layout = self._model.layout
+        parameters = dict(self._module.named_parameters())
+        for group, names in enumerate(layout.groups):
+            for name in names:
+                parameters[name].requires_grad_(group in stage.rates)
+        previous = getattr(self, "_optimizer", None)
+        self._optimizer = make_optimizer(self._settings, self._module, layout, stage)
+        if previous is not None:
+            carry_state(previous, self._optimizer)
+        self._frozen = _frozen_modules(self._module, layout, stage)
+        self._wrapped = parallel.wrap(self._module, self._device)
+        live = read_stage(self._optimizer, self._module, layout)
+        check_stage(live, self._settings, stage)
+        parallel.check_equal(self._module)
+        self.effective["stages"].append({"from_epoch": stage.from_epoch, **live})
+
+    def _restore(self, snapshot: checkpoint.Snapshot) -> None:
+        """Go on where a snapshot stands."""
+        self._measurements = list(snapshot.measurements)
+        self._best = snapshot.best
+        self._micro = snapshot.micro_batch_size
+        self._module.load_state_dict(snapshot.weights)
+        # The stage that was under way: one that begins at this very epoch is entered by the next step.
+        for stage in [s for s in self._stages if s.from_epoch < self.epoch]:
+            self._enter(stage)
+        checkpoint.restore_optimizer(self._optimizer, self._module, snapshot.optimizer)
+
+    # -- an epoch ------------------------------------------------------------------------------------------
+
+    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        lengths = self._data.train.lengths
+        sampling = self._weights[self._data.train.targets] if self._options.balance == "sampler" else None
+        seed = derive_seed(self._trial.seed, "order")
+        return epoch_batches(lengths, self._settings.batch_size, seed, epoch, sampling)
+
+    def _balance(self) -> NDArray[np.float64]:
+        if self._options.balance == "none":
+            return np.ones(1)
+        return class_weights(self._data.train.targets, len(self._task.head.labels))
+
+    def _train_epoch(self) -> float:
+        """Train one epoch and return its mean loss per example."""
+        self._wrapped.train()
+        for module in self._frozen:
+            module.training = False
+        settings, total = self._settings, self.effective["total_steps"]
+        losses = torch.zeros((), dtype=torch.float64, device=self._device)
+        count = 0
+        for index, rows in enumerate(self._batches(self.epoch)):
+            step = self.epoch * self._steps + index
+            set_rates(self._optimizer, schedule(settings.lr_scheduler_type, step, total, settings.warmup_ratio))
+            losses += self._step_within_memory(rows)
+            if settings.max_grad_norm > 0:
+                trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+                torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            count += len(rows)
+        return float(parallel.total(losses)) / count
+
+    def _step_within_memory(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Compute the gradients of one batch; out of memory halves the micro-batch and tries again."""
+        while True:
+            try:
+                return self._gradients(rows)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error) or parallel.world_size() > 1:
+                    raise  # of several workers only this one knows: the lane is given up
+                held = min(self._micro or len(rows), len(rows))
+                if held == 1:
+                    raise InfeasibleError("out of memory with a micro-batch of one example") from None
+                self._micro = held // 2
+                self._optimizer.zero_grad(set_to_none=True)
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+    def _gradients(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Accumulate this worker's part of a batch's gradients; return its summed loss, detached.
+
+        The loss is the mean over the global batch, so neither the number of workers nor of micro-batches changes it.
+        """
+        world = parallel.world_size()
+        mine = np.array_split(rows, world)[parallel.rank()]
+        share = world / len(rows) if len(mine) else 0.0  # DDP averages over workers
+        mine = mine if len(mine) else rows[:1]  # a worker without a part still joins the others' reduction
+        micro = self._micro or len(mine)
+        parts = [mine[i : i + micro] for i in range(0, len(mine), micro)]
+        losses = torch.zeros((), dtype=torch.float64, device=self._device)
+        for index, part in enumerate(parts):
+            batch = self._data.train.batch(part)
+            inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
+            last = index == len(parts) - 1
+            wrapped: Any = self._wrapped
+            with nullcontext() if last or world == 1 else wrapped.no_sync():
+                with self._options.autocast():
+                    outputs = self._wrapped(**inputs)
+                loss: Any = self._task.loss(
+                    outputs,
+                    batch.targets.to(self._device),
+                    label_smoothing=self._settings.label_smoothing,
+                    weights=self._class_weights(),
+                ).sum()
+                (loss * share).backward()
+            if share:
+                losses += loss.detach()
+        return losses
+
+    def _class_weights(self) -> torch.Tensor | None:
+        if self._options.balance != "class-weights":
+            return None
+        return torch.as_tensor(self._weights, dtype=torch.float32, device=self._device)
+
+
+def _frozen_modules(module: torch.nn.Module, layout: Any, stage: Stage) -> list[torch.nn.Module]:
+    """Return every module all of whose parts are frozen: they run in evaluation mode."""
+    frozen = {name: group not in stage.rates for group, names in enumerate(layout.modules) for name in names}
+    found: list[torch.nn.Module] = []
+
+    def visit(name: str, part: torch.nn.Module) -> bool:
+        parts = [visit(f"{name}.{key}" if name else key, child) for key, child in part.named_children()]
+        still = all(parts) and frozen.get(name, bool(parts))
+        if still:
+            found.append(part)
+        return still
+
+    visit("", module)
+    return found
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        phrase in text for phrase in ("out of memory", "can't allocate memory", "cannot allocate memory")
+    )

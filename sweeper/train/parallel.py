@@ -1,0 +1,72 @@
+"""Several workers on one trial: thin helpers over torch.distributed that do nothing with one worker."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sweeper.core.errors import MismatchError
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Return the number of workers, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this worker's rank, 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def wrap(module: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap for data-parallel training. Anew at every unfreezing stage: DDP fixes the trainable set when it wraps."""
+    if world_size() == 1:
+        return module
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum over all workers."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def gather(value: T) -> list[T]:
+    """Return every worker's object, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give all workers rank 0's buffers (batch-norm statistics), so that they evaluate the same model."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def check_equal(module: nn.Module) -> None:
+    """Check that all workers hold the same parameters.
+
+    Raises
+    ------
+    MismatchError
+        On every worker, when any differs.
+    """
+    if world_size() == 1:
+        return
+    sums = torch.stack([parameter.detach().double().sum() for parameter in module.parameters()])
+    low, high = sums.clone(), sums.clone()
+    dist.all_reduce(low, dist.ReduceOp.MIN)
+    dist.all_reduce(high, dist.ReduceOp.MAX)
+    if not torch.equal(low, high):
+        raise MismatchError("parameters differ between the workers of a lane")
