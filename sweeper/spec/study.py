@@ -90,6 +90,9 @@ class ModelSpec(_Section):
     checkpoint: str = Field(description="local folder or hub id")
     revision: str | None = None
     space: str | None = Field(None, description="search-space file; None: the preset of the model's family")
+    space_overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="changes to the space, by parameter and key"
+    )
     allow_bin: bool = Field(False, description="load a pickle .bin checkpoint with weights_only=True")
     trust_remote_code: bool = False
     blocks: str | None = Field(

@@ -84,7 +84,7 @@ class PixelExamples:
     @property
     def targets(self) -> NDArray[np.int64]:
         """Class indices (N,)."""
-        return self._targets
+        return self._targets  # type: ignore[no-any-return]
 
     @property
     def example_ids(self) -> Sequence[str]:

@@ -92,6 +92,7 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
     task = make_task(spec.task, data.classes)
     plan = make_plan(
         spec,
+        objective=task.objective,
         data_fingerprint=data.fingerprint,
         weights={name: info.fingerprint for name, info in infos.items()},
         spaces=spaces,

@@ -1,0 +1,1 @@
+"""Data: from files, folders, hub ids and built-ins to sealed, fingerprinted splits in Arrow files."""
