@@ -165,6 +165,7 @@ class _Asker(_Unsaved, Searcher):
         self._lanes = lanes
         self._config = config
         self.under_way: dict[str, Assignment] = {}
+        self.error: BaseException | None = None  # Tune would wrap it in text; `_tune_run` raises it as it was
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:  # noqa: ARG002 - Tune's signature
         """Accept any limit: counting is done here: Tune's own limiter counts differently."""
@@ -174,7 +175,11 @@ class _Asker(_Unsaved, Searcher):
         """Return a Tune configuration that carries an assignment."""
         if len(self.under_way) >= self._lanes.count:
             return None
-        answer = self._conductor.next()
+        try:
+            answer = self._conductor.next()
+        except BaseException as error:
+            self.error = error
+            return str(Searcher.FINISHED)
         if isinstance(answer, str):
             return str(Searcher.FINISHED) if answer == "done" else None
         self.under_way[trial_id] = answer
@@ -212,14 +217,19 @@ class _Ears(_Unsaved, tune.Stopper):
         report = result.get("report")
         if report is None:
             return True
-        ended = self._conductor.take(report)
+        try:
+            ended = self._conductor.take(report)
+        except BaseException as error:
+            self._asker.error = error
+            return True
         if ended:
             self._asker.under_way.pop(trial_id, None)
         return ended
 
     def stop_all(self) -> bool:
         """Whether the Tune run ends as a whole."""
-        return self._conductor.stopping or self.lost_actor or self._lanes.failure is not None
+        broken = self.lost_actor or self._asker.error is not None or self._lanes.failure is not None
+        return broken or self._conductor.stopping
 
 
 class _Watch(_Unsaved, tune.Callback):
@@ -307,6 +317,8 @@ def _tune_run(
         for assignment in asker.under_way.values():
             conductor.lost(assignment)
         lanes.reclaim()
+    if asker.error is not None:
+        raise asker.error
     if lanes.failure is not None:
         raise RunFailedError(lanes.failure)
     return ears.lost_actor and not conductor.stopping

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sweeper.plan.plan import StudyPlan
 
@@ -43,8 +44,7 @@ def estimate(plan: StudyPlan, rungs: tuple[int, ...], probes: Mapping[str, Probe
     budget, factor = plan.budget, plan.content["search"]["scheduler"]["reduction_factor"]
     stops = [*rungs, budget.max_epochs]
     per_trial = float(stops[0]) + sum(
-        (later - earlier) / factor ** (index + 1)
-        for index, (earlier, later) in enumerate(zip(stops, stops[1:], strict=False))
+        (later - earlier) / factor ** (index + 1) for index, (earlier, later) in enumerate(pairwise(stops))
     )
     num_confirmations = 2 * len(plan.confirmation_seeds)
     confirmation = num_confirmations * budget.max_epochs

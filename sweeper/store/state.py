@@ -151,7 +151,8 @@ class StudyState:
 
     def _on_tested(self, event: Event) -> None:
         payload = dict(event.payload)
-        self.tested[payload.pop("trial_id")] = TestResult(**payload)
+        trial_id = payload.pop("trial_id")
+        self.tested[trial_id] = TestResult(**payload)
 
     def _on_note(self, event: Event) -> None:
         self.notes.append(event.payload["text"])

@@ -25,7 +25,7 @@ from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor, SearchConductor, TestConductor
 from sweeper.workflows.confirm import confirmation_runs
 from sweeper.workflows.export import write_best
-from sweeper.workflows.manifest import open_manifest, record_opening
+from sweeper.workflows.manifest import open_manifest, record_openings
 from sweeper.workflows.progress import Progress
 from sweeper.workflows.study import Study
 
@@ -176,7 +176,7 @@ def _confirm(
         raise RunFailedError("every confirmation run failed; see trials.parquet")
     if not book.state.test_openings:
         book.write("test_opened", reason="confirmation", num_runs=len(confirmed))
-    record_opening(study, book.state.test_openings)
+    record_openings(study, book.state.test_openings)
     progress.phase("test")
     serve(TestConductor(book, confirmed, interrupted))
 

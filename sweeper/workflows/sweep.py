@@ -148,8 +148,8 @@ def _signals() -> Iterator[Callable[[], bool]]:
 
     previous: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+        for caught in (signal.SIGINT, signal.SIGTERM):
+            previous[caught] = signal.signal(caught, note)
     except ValueError:  # not the main thread: the host program handles signals
         pass
     try:

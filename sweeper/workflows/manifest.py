@@ -1,0 +1,79 @@
+"""The manifest of a study: written when it begins, compared when it goes on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from sweeper import __version__
+from sweeper.plan.plan import differences
+from sweeper.spec.load import dump_study
+from sweeper.store.manifest import Manifest, read_manifest, write_manifest
+from sweeper.store.paths import replace_file
+from sweeper.workflows.study import Study
+
+_PACKAGES = ("ray", "optuna", "torch", "transformers", "numpy", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    return {"sweeper": __version__, "python": platform.python_version(), **{p: version(p) for p in _PACKAGES}}
+
+
+def changes(study: Study) -> list[str]:
+    """Name what differs from the study that the result folder holds; empty for a new folder."""
+    if not study.paths.manifest.exists():
+        return []
+    manifest = read_manifest(study.paths)
+    found = differences(manifest.content, study.plan.content)
+    found += differences({"versions": manifest.versions}, {"versions": versions()})
+    return [change for change in found if change not in manifest.accepted_changes]
+
+
+def open_manifest(study: Study) -> None:
+    """Write manifest and resolved study of a new study, or record the changes that a resume accepted."""
+    paths = study.paths
+    accepted = changes(study)
+    if not paths.manifest.exists():
+        replace_file(paths.study, lambda partial: partial.write_text(dump_study(study.spec)))
+        write_manifest(paths, _new_manifest(study))
+    elif accepted:
+        manifest = read_manifest(paths)
+        manifest.accepted_changes.extend(accepted)
+        manifest.content, manifest.plan_hash = study.plan.content, study.plan.plan_hash
+        manifest.versions = versions()
+        replace_file(paths.study, lambda partial: partial.write_text(dump_study(study.spec)))
+        write_manifest(paths, manifest)
+
+
+def record_openings(study: Study, openings: Sequence[dict[str, Any]]) -> None:
+    """Copy the ledger's openings of the test split into the manifest."""
+    manifest = read_manifest(study.paths)
+    manifest.test_openings = [
+        {**opening, "at": datetime.fromtimestamp(opening["at"], UTC).isoformat(timespec="seconds")}
+        for opening in openings
+    ]
+    write_manifest(study.paths, manifest)
+
+
+def _new_manifest(study: Study) -> Manifest:
+    return Manifest(
+        name=study.spec.name,
+        plan_hash=study.plan.plan_hash,
+        content=study.plan.content,
+        versions=versions(),
+        data={
+            "fingerprint": study.data.fingerprint,
+            "classes": list(study.data.classes),
+            "counts": {split: dict(counts) for split, counts in study.data.counts.items()},
+            "source": study.spec.task.data.model_dump(mode="json"),
+        },
+        seeds={"study": study.plan.seed, "confirmation": list(study.plan.confirmation_seeds)},
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine={"cores": len(os.sched_getaffinity(0)), "platform": platform.platform()},
+        notes=list(study.data.notes),
+    )
