@@ -1,0 +1,206 @@
+"""The ``sweeper`` command. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sweeper.core.errors import InputError, Problem, StopRequested, SweeperError
+
+app = typer.Typer(
+    name="sweeper",
+    help="Fair fine-tuning benchmarks: every model at its tuned best, at equal effort.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="study file")]
+StudyOrResults = Annotated[Path, typer.Argument(metavar="STUDY.yaml|RESULTS", help="study file or result folder")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as search.num_trials=8")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+AcceptChange = Annotated[bool, typer.Option("--accept-change", help="go on although the study has changed; recorded")]
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="data file, or a folder with one sub-folder a class")],
+    checkpoints: Annotated[list[str], typer.Argument(help="checkpoints to compare: folders or hub ids")],
+    name: Annotated[str | None, typer.Option(help="the study's name")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write here instead of stdout")] = None,
+) -> None:
+    """Write a commented study file for a data set and checkpoints."""
+    from sweeper.workflows.init import propose
+
+    base = (output or Path("study.yaml")).resolve().parent
+    text = propose(data, checkpoints, name=name, base=base)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    if output.exists():
+        raise InputError(Problem(str(output), "must not exist yet", "a file", "name another, or remove it"))
+    output.write_text(text)
+    typer.echo(str(output))
+
+
+@app.command()
+def check(study: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Read the data and report classes, duplicates, leakage and other dangers."""
+    from sweeper.spec.load import load_study
+    from sweeper.workflows.inspect import check_data
+
+    report = check_data(load_study(study, overrides or ()))
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
+
+
+@app.command()
+def plan(
+    study: StudyFile,
+    overrides: Overrides = None,
+    probe: Annotated[bool, typer.Option(help="measure an epoch of each model")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Print trials, epochs and estimated time of each model; spends nothing but a short probe."""
+    from sweeper.spec.load import load_study
+    from sweeper.workflows.inspect import plan_study
+
+    report = plan_study(load_study(study, overrides or ()), probe=probe)
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
+
+
+@app.command()
+def run(
+    study: StudyFile, overrides: Overrides = None, accept_change: AcceptChange = False, as_json: AsJson = False
+) -> None:
+    """Search, confirm and report. Safe to call again: goes on where it was."""
+    from sweeper.spec.load import load_study
+    from sweeper.workflows.sweep import run as run_study
+
+    spec = load_study(study, overrides or ())
+    _finish(lambda: run_study(spec, accept_change=accept_change), study, overrides or (), as_json)
+
+
+@app.command()
+def resume(study: StudyOrResults, accept_change: AcceptChange = False, as_json: AsJson = False) -> None:
+    """Go on with an interrupted study."""
+    from sweeper.workflows.sweep import resume as resume_study
+
+    _finish(lambda: resume_study(study, accept_change=accept_change), study, (), as_json)
+
+
+@app.command()
+def status(study: StudyOrResults, as_json: AsJson = False) -> None:
+    """Say where a run stands; works from another terminal."""
+    from sweeper.workflows.inspect import study_status
+
+    report = study_status(_results(study))
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
+
+
+@app.command()
+def report(study: StudyOrResults, as_json: AsJson = False) -> None:
+    """Rebuild the report from the results alone."""
+    from sweeper.report.build import build_report
+
+    root = _results(study)
+    page = build_report(root)
+    if as_json:
+        typer.echo((root / "report" / "leaderboard.json").read_text())
+    else:
+        _print_leaderboard(json.loads((root / "report" / "leaderboard.json").read_text()))
+        typer.echo(f"report: {page}")
+
+
+@app.command()
+def export(
+    study: StudyOrResults,
+    target: Annotated[Path, typer.Argument(help="an empty or new folder")],
+    as_json: AsJson = False,
+) -> None:
+    """Write best configurations, checkpoints, tables and report into a folder."""
+    from sweeper.workflows.export import export as export_results
+
+    written = [str(path) for path in export_results(_results(study), target)]
+    typer.echo(json.dumps(written, indent=2) if as_json else "\n".join(written))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of study files, for editors."""
+    from sweeper.spec.load import study_schema
+
+    typer.echo(json.dumps(study_schema(), indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app(arguments, standalone_mode=True)
+    except SweeperError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(StopRequested.exit_code)
+
+
+def _finish(work: Any, study: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Run ``work``, print the leaderboard; an interruption prints how to go on."""
+    try:
+        result = work()
+    except (StopRequested, KeyboardInterrupt):
+        command = "run" if study.is_file() else "resume"
+        words = " ".join([str(study), *overrides])
+        print(f"stopped; all finished work is kept. Go on with: sweeper {command} {words}", file=sys.stderr)  # noqa: T201
+        raise
+    if as_json:
+        typer.echo(json.dumps(result.leaderboard, indent=2))
+    else:
+        _print_leaderboard(result.leaderboard)
+        typer.echo(f"report: {result.path / 'report' / 'index.html'}")
+
+
+def _results(study: Path) -> Path:
+    """Return the result folder that a study file or folder names."""
+    if study.is_dir():
+        return study
+    from sweeper.spec.load import load_study
+    from sweeper.workflows.study import result_paths
+
+    return result_paths(load_study(study)).root
+
+
+def _print_leaderboard(entries: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="test split, mean of the confirmation seeds [95% interval]", title_justify="left")
+    for header in ("rank", "model", "tuned", "default", "trials", "device-seconds", "verdicts"):
+        table.add_column(header, justify="right" if header in ("rank", "trials", "device-seconds") else "left")
+    for entry in entries:
+        verdicts = "; ".join(f"{v['verdict']} {v['other']}" for v in entry["verdicts"])
+        cells = [_interval(entry[config]) for config in ("tuned", "default")]
+        numbers = [str(entry["num_trials"]), f"{entry['device_seconds']:.0f}"]
+        table.add_row(str(entry["rank"]), entry["model"], *cells, *numbers, verdicts)
+    Console(width=None if sys.stdout.isatty() else 140, markup=False).print(table)
+
+
+def _interval(scores: dict[str, Any] | None) -> str:
+    if not scores or scores.get("mean") is None:
+        return "-"
+    low, high = scores.get("ci_low"), scores.get("ci_high")
+    return f"{scores['mean']:.4f}" + (f" [{low:.4f}, {high:.4f}]" if low is not None and high is not None else "")
+
+
+if __name__ == "__main__":
+    main()

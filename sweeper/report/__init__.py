@@ -1,0 +1,1 @@
+"""The report: rebuilt from the result folder alone, on a machine without Ray and torch."""

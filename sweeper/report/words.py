@@ -1,0 +1,118 @@
+"""The report in words, made from what was done: the summary, the method, the scope of the claim, what was unequal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sweeper.core.space import Float
+from sweeper.core.trial import TrialState
+from sweeper.report.source import Source, majority_baseline
+
+
+def summary(source: Source, entries: list[dict[str, Any]]) -> str:
+    """Return the sentence that can be quoted."""
+    confirmed = [entry for entry in entries if entry["tuned"]["mean"] is not None]
+    if not confirmed:
+        return "No model has been confirmed on the test split yet: nothing can be claimed."
+    first = confirmed[0]
+    metric = source.objective.metric
+    text = f"{first['model']} has the best mean test {metric} at its tuned best, {first['tuned']['mean']:.4f}"
+    text += f" over {len(first['tuned']['seeds'])} fresh seeds. "
+    claims = []
+    for verdict in first["verdicts"]:
+        if verdict["verdict"] == "beats":
+            claims.append(f"it beats {verdict['other']} (p = {verdict['p_value']:.3g} after Holm)")
+        else:
+            more = f", about {verdict['more_seeds']} more seeds would tell" if verdict["more_seeds"] else ""
+            claims.append(f"against {verdict['other']} the difference is not established{more}")
+    return text + ("; ".join(claims).capitalize() + "." if claims else "There is no other model to compare it with.")
+
+
+def method(source: Source) -> list[str]:
+    """Return paragraphs on what was done and what the claim covers."""
+    content, manifest = source.manifest.content, source.manifest
+    search, seeds = content["search"], manifest.seeds["confirmation"]
+    counts = {split: sum(classes.values()) for split, classes in manifest.data["counts"].items()}
+    stopping = search["scheduler"]
+    pruning = "No trial was stopped early."
+    if stopping["type"] == "asha":
+        pruning = (
+            "Trials were stopped early by asynchronous successive halving (reduction factor "
+            f"{stopping['reduction_factor']}, first rung after {stopping['grace_fraction']:.0%} of the epochs), "
+            "rungs kept per model."
+        )
+    openings = "; ".join(f"{opening['at']} for {opening['num_runs']} runs" for opening in manifest.test_openings)
+    searched = (
+        f"Each of {len(source.models)} models was tuned separately with {search['num_trials']} trials of at most "
+        f"{search['max_epochs']} epochs (sampler {search['sampler']}); trial 0 is its default configuration. {pruning}"
+    )
+    confirmed = (
+        f"The best trial of each model was chosen by validation {source.objective.metric} ({source.objective.goal}) "
+        f"alone. It and the default were then trained anew with {len(seeds)} seeds that the search never used, the "
+        "same for all models, the epoch again chosen on validation, and scored on the test split."
+    )
+    data = (
+        f"Data: train {counts['train']}, validation {counts['validation']}, test {counts['test']} examples, "
+        f"fingerprint {manifest.data['fingerprint'][:12]}. The test split was opened {len(manifest.test_openings)} "
+        f"time(s): {openings or 'never'}."
+    )
+    scope = (
+        "Intervals are Student's t over seeds (95%). Verdicts are exact sign-flip tests on paired seeds, "
+        f"Holm-adjusted over all pairs. Varied: {', '.join(content['confirm']['vary'])}. The claim covers these "
+        "checkpoints, this data, these search spaces and this budget; it says nothing of other splits unless `split` "
+        "was varied."
+    )
+    versions = "Versions: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) + "."
+    lines = [searched, confirmed, data, scope, versions]
+    baseline = majority_baseline(source)
+    if baseline is not None:
+        lines.append(
+            f"Trivial baseline: always answering {baseline[0]!r} is right on {baseline[1]:.4f} of the test split."
+        )
+    return lines + [f"Note: {note}" for note in manifest.notes] + [f"Accepted: {c}" for c in manifest.accepted_changes]
+
+
+def effort(source: Source) -> list[dict[str, Any]]:
+    """Return one row a model: trials by state, epochs, device-seconds, and whether its effort equals the others'."""
+    rows = []
+    for model in source.models:
+        trials = source.of(model)
+        states = {state: sum(trial["state"] == state for trial in trials) for state in _FINAL}
+        rows.append(
+            {
+                "model": model,
+                "trials": sum(states.values()),
+                **{state.lower(): count for state, count in states.items()},
+                "epochs": sum(trial["epochs"] for trial in trials),
+                "device_seconds": sum(trial["device_seconds"] or 0.0 for trial in trials),
+                "retries": sum(trial["num_retries"] for trial in trials),
+            }
+        )
+    asked = source.manifest.content["search"]["num_trials"]
+    for row in rows:
+        row["unequal"] = row["trials"] != asked or row["fail"] + row["infeasible"] > 0
+    return rows
+
+
+def boundary_flags(source: Source) -> list[str]:
+    """Return a line for every best value within 5% of an end of its range."""
+    lines = []
+    for entry in source.manifest.content["models"]:
+        best = source.best(entry["name"])
+        for name, parameter in entry["space"]["parameters"].items():
+            value = best.get(f"params_{name}") if best else None
+            end = _near_end(parameter, value)
+            if end is not None:
+                lines.append(
+                    f"{entry['name']}: the best {name}, {value:.4g}, lies at the {end} end of its range; widen it"
+                )
+    return lines
+
+
+_FINAL = [state.value for state in TrialState if state.is_final]
+
+
+def _near_end(parameter: dict[str, Any], value: Any) -> str | None:
+    if parameter["type"] == "categorical" or not isinstance(value, int | float):
+        return None
+    return Float(name="", low=parameter["low"], high=parameter["high"], log=parameter["log"]).boundary(value)
