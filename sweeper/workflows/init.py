@@ -56,13 +56,13 @@ def propose(data: Path, checkpoints: Sequence[str], *, name: str | None = None, 
         "  data:",
         f"    train: {_quoted(_relative(data, base))}",
         f"    validation: {_quoted(splits['validation']) if splits['validation'] else '0.15   # share of train'}",
-        f"    test: {_quoted(splits['test']) if splits['test'] else '0.2   # share of train; sealed until confirmation'}",
+        f"    test: {_quoted(splits['test']) if splits['test'] else '0.2   # share of train; sealed'}",
     ]
     if kind == "text":
         inputs = columns.inputs[0]
         lines.append(f"  columns: {{input: {_quoted(inputs)}, target: {_quoted(columns.target)}}}")
     lines += [
-        f"  metric: {{name: {metric}}}   # {'the classes are imbalanced' if metric == 'macro_f1' else 'balanced classes'}",
+        f"  metric: {{name: {metric}}}   # the classes are {'imbalanced' if metric == 'macro_f1' else 'balanced'}",
         "  balance: none   # or class-weights, sampler",
         "models:",
         *(f"  - {{name: {model}, checkpoint: {_quoted(at)}}}" for model, at in _models(checkpoints, base)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ from sweeper.spec.study import ModelSpec, StudySpec
 from sweeper.store.paths import ResultPaths
 from sweeper.tasks.base import Task
 from sweeper.tasks.registry import make_task, task_class
+
+logger = logging.getLogger("sweeper")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,8 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
         With all problems of models and spaces at once, or of the data.
     """
     kind = task_class(spec.task.type).input_kind
-    problems: list[Problem] = []
+    _warn_of_ignored(spec)
+    problems = _unsupported(spec)
     infos: dict[str, ModelInfo] = {}
     spaces: dict[str, SearchSpace] = {}
     for model in spec.models:
@@ -117,6 +121,21 @@ def settle(study: Study) -> Study:
         shutil.copytree(study.data.folder, partial)
         partial.rename(home)
     return Study(**{**vars(study), "data": load_prepared(home)})
+
+
+def _unsupported(spec: StudySpec) -> list[Problem]:
+    if spec.cluster.profile == "local":
+        return []
+    remedy = "use `local`, or {address: HOST:PORT} of a running Ray"
+    return [Problem("cluster.profile", "must be a known profile", spec.cluster.profile, remedy)]
+
+
+def _warn_of_ignored(spec: StudySpec) -> None:
+    """Say which settings of the contract this version does not act on yet."""
+    if spec.tracking.wandb is not None:
+        logger.warning("tracking.wandb is ignored by this version: nothing is sent to W&B")
+    if spec.training.activation_cache is True:
+        logger.warning("training.activation_cache is ignored by this version: frozen blocks are run in every step")
 
 
 def _space(spec: StudySpec, model: ModelSpec, model_type: str) -> SearchSpace:
