@@ -10,26 +10,32 @@ os.environ |= {
     "WANDB_BASE_URL": "http://127.0.0.1:9",
     "WANDB_MODE": "offline",
     "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
 }
 
+from sweeper.engine.environment import prepare
+
+prepare(own_ray=True)
+
 import pytest
+import torch
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """One local Ray with two CPUs for the whole test session; nothing of ours may be left in it."""
-    from sweeper.engine.session import local_ray
+    """One local Ray with two CPUs for the whole test session."""
+    from sweeper.engine.cluster import connection
 
-    with local_ray(num_cpus=2):
+    with connection(num_cpus=2):
         yield
 
 
-@pytest.fixture
-def ray_clean(ray_session):
-    """A Ray that holds no placement group and no live actor of ours after the test."""
-    from tests_support import leftovers
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Tiny untrained checkpoints on disk: a vision and a text folder by family."""
+    import tiny
 
-    yield
-    assert leftovers() == []
+    return tiny.save_checkpoints(tmp_path_factory.mktemp("checkpoints"))

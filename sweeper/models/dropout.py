@@ -74,8 +74,9 @@ def read_dropouts(model: Any, head: str) -> dict[str, list[float]]:
     for module, name in _attention(model):
         value = getattr(module, name)
         found["attention_dropout"].add(value.p if isinstance(value, nn.Dropout) else value)
-    paths = [module.p for module in model.modules() if isinstance(module, DropPath)]
-    found["drop_path"].update([max(paths)] if paths else [])
+    paths = [parent.drop_path for parent in _drop_paths(model)]
+    if paths:  # an nn.Identity stands where the checkpoint's own rate is 0
+        found["drop_path"].add(max(getattr(path, "p", getattr(path, "drop_prob", None)) or 0.0 for path in paths))
     return {kind: sorted(values) for kind, values in found.items() if values}
 
 
@@ -101,13 +102,16 @@ def _set_attention(model: Any, p: float) -> None:
 
 
 def _set_drop_path(model: Any, p: float) -> None:
-    parents = [m for m in model.modules() if isinstance(getattr(m, "drop_path", None), nn.Module)]
+    parents = _drop_paths(model)
     if not parents:
         raise InfeasibleError(f"drop_path: {type(model).__name__} has no stochastic depth")
+    last = len(parents) - 1
     for index, parent in enumerate(parents):
-        parent.drop_path = DropPath(
-            p * (index + 1) / len(parents) if len(parents) == 1 else p * index / (len(parents) - 1)
-        )
+        parent.drop_path = DropPath(p * index / last if last else p)
+
+
+def _drop_paths(model: Any) -> list[Any]:
+    return [module for module in model.modules() if isinstance(getattr(module, "drop_path", None), nn.Module)]
 
 
 def _hidden(model: Any) -> list[nn.Dropout]:

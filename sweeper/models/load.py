@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,8 @@ from sweeper.models.blocks import BlockLayout, find_blocks
 from sweeper.models.dropout import apply_dropouts, read_dropouts
 from sweeper.spec.study import ModelSpec
 
-logger = logging.getLogger("sweeper")
-
-_SAFE = ("*.safetensors", "*.safetensors.index.json")
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_SAFE = "*.safetensors"
+_PICKLED = "pytorch_model*.bin"
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
 
 
@@ -34,8 +32,8 @@ _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
 class ModelInfo:
     """What is known of a checkpoint without building the model.
 
-    ``fingerprint`` hashes configuration and weights; ``folder`` is where they lie; ``licence`` comes from the
-    model card, empty where there is none.
+    ``fingerprint`` hashes configuration and weights (SHA-256); ``folder`` is where they lie; ``licence`` comes from
+    the model card, empty where there is none; ``is_safe`` says that the weights are safetensors and not pickled.
     """
 
     name: str
@@ -43,6 +41,7 @@ class ModelInfo:
     folder: Path
     fingerprint: str
     licence: str = ""
+    is_safe: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +110,9 @@ def inspect(model: ModelSpec) -> ModelInfo:
     """
     folder = _folder(model)
     config = _read_config(model, folder)
-    weights = sorted(path for pattern in _SAFE[:1] for path in folder.glob(pattern))
+    weights = sorted(folder.glob(_SAFE))
     if not weights:
-        pickled = sorted(path for pattern in _PICKLED for path in folder.glob(pattern))
+        pickled = sorted(folder.glob(_PICKLED))
         if not pickled:
             raise _problem(model, "the folder must hold model.safetensors", "no weights", "save the model there first")
         if not model.allow_bin:
@@ -125,14 +124,14 @@ def inspect(model: ModelSpec) -> ModelInfo:
         raise _problem(model, "the checkpoint must not need its own code", "auto_map in config.json", remedy)
     digest = hashlib.sha256()
     for path in (folder / "config.json", *weights):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size))
     return ModelInfo(
         name=model.name,
-        model_type=str(config.get("model_type", "")),
+        model_type=str(config["model_type"]),
         folder=folder,
         fingerprint=digest.hexdigest(),
         licence=_licence(folder),
+        is_safe=weights[0].suffix == ".safetensors",
     )
 
 
@@ -161,28 +160,21 @@ def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
                 **wanted,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                use_safetensors=not model.allow_bin,
+                use_safetensors=info.is_safe,
+                weights_only=True,
                 trust_remote_code=model.trust_remote_code,
                 dtype=torch.float32,
             )
             preprocessor = _preprocessor(model, info, module)
-    except InputError:
-        raise
     except Exception as error:  # transformers raises whatever the damage leads to
+        if isinstance(error, InputError):
+            raise
         reason = " ".join(str(error).split())[:160]
         remedy = "check that the checkpoint is whole and fits the task"
         raise _problem(
             model, f"must load with {head.auto_class}", f"{type(error).__name__}: {reason}", remedy
         ) from None
-    own = json.loads((info.folder / "config.json").read_text()).get("id2label") or {}
-    new = {_key(item) for item in report["missing_keys"]} | {_key(item) for item in report["mismatched_keys"]}
-    notes = []
-    if not new and head.labels and tuple(own.values()) != head.labels:
-        new = {name for name, _ in module.named_parameters() if not name.startswith(f"{module.base_model_prefix}.")}
-        notes.append(f"{model.name}: the checkpoint's head has other labels; it was replaced")
-    elif report["mismatched_keys"]:
-        notes.append(f"{model.name}: the checkpoint's head has other sizes; it was replaced")
-    fresh = tuple(sorted({name.rpartition(".")[0] for name in new}))
+    fresh, notes = _fresh(model, info, module, head, report)
     layout = find_blocks(module, model.blocks)
     return Pretrained(
         info=info,
@@ -191,8 +183,25 @@ def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
         layout=layout,
         head=_head_name(module),
         fresh=fresh,
-        notes=tuple(notes),
+        notes=notes,
     )
+
+
+def _fresh(
+    model: ModelSpec, info: ModelInfo, module: Any, head: HeadSpec, report: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the modules that each trial draws anew, and what to tell the user about it."""
+    missing = {_key(item) for item in report["missing_keys"]}
+    mismatched = {_key(item) for item in report["mismatched_keys"]}
+    own: dict[str, str] = _read_config(model, info.folder).get("id2label") or {}
+    labels = tuple(own[key] for key in sorted(own, key=int))
+    of_head = {name for name, _ in module.named_parameters() if not name.startswith(f"{module.base_model_prefix}.")}
+    new = missing | mismatched
+    notes: tuple[str, ...] = ()
+    if labels != head.labels and of_head - missing:  # all of the old head goes, also layers of it that would fit
+        new |= of_head
+        notes = (f"{model.name}: the checkpoint's head has other labels; it was replaced",)
+    return tuple(sorted({name.rpartition(".")[0] for name in new})), notes
 
 
 def _folder(model: ModelSpec) -> Path:
@@ -242,6 +251,12 @@ def _licence(folder: Path) -> str:
         return str(ModelCard.load(folder / "README.md").data.to_dict().get("license", ""))
     except Exception:  # a card is optional, and its front matter is anyone's text
         return ""
+
+
+@lru_cache(maxsize=1024)
+def _file_hash(path: Path, mtime_ns: int, size: int) -> bytes:  # noqa: ARG001 - time and size key the cache
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _initialise(model: Any, module: nn.Module) -> None:
