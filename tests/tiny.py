@@ -52,7 +52,9 @@ def tokenizer() -> hf.PreTrainedTokenizerFast:
     """Return a whitespace tokenizer over 64 words."""
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
-    return hf.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", model_max_length=64)
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", model_max_length=64
+    )
 
 
 def save_checkpoints(folder: Path) -> dict[str, Path]:
@@ -78,7 +80,9 @@ default: {learning_rate: 3e-3, batch_size: 16, dropout: 0.1, unfreezing: full}
 """
 
 
-def write_study(folder: Path, checkpoints: dict[str, Path], *, name: str = "tiny", models=("vit", "resnet"), **search) -> Path:
+def write_study(
+    folder: Path, checkpoints: dict[str, Path], *, name: str = "tiny", models=("vit", "resnet"), **search
+) -> Path:
     """Write a study on the digits 5 to 9 that trains in seconds."""
     (folder / "space.yaml").write_text(SPACE)
     entries = "\n".join(f"  - {{name: {model}, checkpoint: {checkpoints[model]}}}" for model in models)
@@ -91,7 +95,7 @@ task:
   data: {{train: "builtin:digits?classes=5-9", max_train_examples: 60}}
 models:
 {entries}
-search: {{{', '.join(f'{key}: {value}' for key, value in options.items())}}}
+search: {{{", ".join(f"{key}: {value}" for key, value in options.items())}}}
 confirm: {{num_seeds: 2}}
 """
     path = folder / "study.yaml"

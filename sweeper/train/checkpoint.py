@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,9 +24,11 @@ State = Mapping[str, torch.Tensor]
 class Snapshot:
     """What a trial needs to go on.
 
-    ``optimizer`` holds each parameter's moments under ``NAME/KEY``; ``best`` the best epoch's weights.
+    ``asked`` is the trial's seed, budget and hyperparameters, which a resumed trial must share. ``optimizer`` holds
+    each parameter's moments under ``NAME/KEY``; ``best`` the best epoch's weights.
     """
 
+    asked: Mapping[str, Any]
     weights: State
     best: State
     optimizer: State
@@ -38,6 +41,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> None:
     for name, state in (("weights", snapshot.weights), ("best", snapshot.best), ("optimizer", snapshot.optimizer)):
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / f"{name}.safetensors")
     facts = {
+        "asked": snapshot.asked,
         "measurements": [asdict(m) for m in snapshot.measurements],
         "micro_batch_size": snapshot.micro_batch_size,
     }
@@ -48,6 +52,7 @@ def load_snapshot(folder: Path) -> Snapshot:
     """Read a snapshot."""
     facts = json.loads((folder / "state.json").read_text())
     return Snapshot(
+        asked=facts["asked"],
         weights=load_file(folder / "weights.safetensors"),
         best=load_file(folder / "best.safetensors"),
         optimizer=load_file(folder / "optimizer.safetensors"),
@@ -57,7 +62,7 @@ def load_snapshot(folder: Path) -> Snapshot:
 
 
 def copy_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the module's weights, copied to main memory, each tensor with memory of its own."""
+    """Return the module's weights, copied to main memory, each tensor with memory of its own (as safetensors asks)."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sweeper.core.errors import InfeasibleError
 from sweeper.models.load import Pretrained
-from sweeper.tasks.base import Examples, Predictions, Task
+from sweeper.tasks.base import Batch, Examples, Predictions, Task
 from sweeper.train import parallel
 
 
@@ -41,26 +42,36 @@ class TrainOptions:
 
     def autocast(self) -> Any:
         """Return the context in which forward passes run."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def evaluate(
     module: torch.nn.Module, task: Task, examples: Examples, options: TrainOptions
 ) -> tuple[float, NDArray[np.float32]]:
-    """Return the mean loss per example and the predictions (N, K) in row order."""
+    """Return the mean loss per example and the predictions (N, K) in row order.
+
+    Raises
+    ------
+    InfeasibleError
+        On every worker, when one of them cannot hold even a single example.
+    """
     order = np.argsort(examples.lengths, kind="stable")
     batches = [order[i : i + options.eval_batch_size] for i in range(0, len(order), options.eval_batch_size)]
-    mine = batches[parallel.rank() :: parallel.world_size()]
+    mine = batches[parallel.rank() :: parallel.world_size()][::-1]  # a stack: the shortest on top
     parts: list[tuple[NDArray[np.int64], NDArray[np.float32], float]] = []
     module.eval()
-    with torch.inference_mode():
-        for rows in mine:
-            batch = examples.batch(rows)
-            inputs = {name: tensor.to(options.device) for name, tensor in batch.inputs.items()}
-            with options.autocast():
-                outputs = module(**inputs)
-            loss = task.loss(outputs, batch.targets.to(options.device)).double().sum().item()
-            parts.append((rows, task.predict(outputs).cpu().numpy(), loss))
+    exhausted = False
+    while mine and not exhausted:
+        rows = mine.pop()
+        try:
+            parts.append((rows, *_forward(module, task, examples.batch(rows), options)))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            exhausted = len(rows) == 1
+            mine.extend(np.array_split(rows, 2)[::-1])
+    if parallel.any_worker(exhausted):
+        raise InfeasibleError("out of memory when evaluating one example")
     gathered = [part for parts in parallel.gather(parts) for part in parts]
     predictions = np.empty((len(order), *gathered[0][1].shape[1:]), dtype=np.float32)
     for rows, values, _ in gathered:
@@ -68,8 +79,31 @@ def evaluate(
     return sum(loss for _, _, loss in gathered) / len(order), predictions
 
 
+def _forward(
+    module: torch.nn.Module, task: Task, batch: Batch, options: TrainOptions
+) -> tuple[NDArray[np.float32], float]:
+    """Return predictions (B, K) and the summed loss of one batch."""
+    with torch.no_grad(), options.autocast():  # not inference mode: models may keep what they compute for training
+        outputs = module(**{name: tensor.to(options.device) for name, tensor in batch.inputs.items()})
+    loss = task.loss(outputs, batch.targets.to(options.device)).double().sum().item()
+    return task.predict(outputs).cpu().numpy(), loss
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator of torch (GPU or CPU) or of Python gave up."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        phrase in text for phrase in ("out of memory", "can't allocate memory", "cannot allocate memory")
+    )
+
+
 def predict(model: Pretrained, weights: Path, task: Task, examples: Examples, options: TrainOptions) -> Predictions:
     """Predict a split with weights that `TrainingRun.save_best` wrote."""
     module = model.load_weights(weights).to(options.device)
     _, probabilities = evaluate(module, task, examples, options)
-    return Predictions(example_ids=examples.example_ids, targets=examples.targets, probabilities=probabilities)
+    return Predictions(
+        example_ids=examples.example_ids,
+        targets=examples.targets,
+        probabilities=probabilities,
+        labels=task.head.labels,
+    )

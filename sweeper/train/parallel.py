@@ -47,6 +47,16 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def any_worker(flag: bool) -> bool:
+    """Return whether the flag is set on at least one worker; the same answer on all of them."""
+    if world_size() == 1:
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value)
+
+
 def share_buffers(module: nn.Module) -> None:
     """Give all workers rank 0's buffers (batch-norm statistics), so that they evaluate the same model."""
     if world_size() > 1:

@@ -22,17 +22,19 @@ def read_stage(optimizer: torch.optim.Optimizer, module: nn.Module, layout: Bloc
         group for group, names in enumerate(layout.groups) if any(parameters[name].requires_grad for name in names)
     ]
     frozen_within = [name for group in trainable for name in layout.groups[group] if not parameters[name].requires_grad]
-    rates: dict[str, float] = {}
-    for group in optimizer.param_groups:
-        rates.setdefault(str(group["group"]), float(group["peak"]))
+    groups = optimizer.param_groups
+    decays = sorted({float(g["weight_decay"]) for g in groups if any(p.dim() >= 2 for p in g["params"])})
+    undecayed = sorted({float(g["weight_decay"]) for g in groups if any(p.dim() < 2 for p in g["params"])})
     return {
         "optimizer": type(optimizer).__name__.lower(),
-        "learning_rates": rates,
-        "weight_decay": max(float(group["weight_decay"]) for group in optimizer.param_groups),
+        "learning_rates": _rates(optimizer),
+        "weight_decay": decays[0] if len(decays) == 1 else decays,
+        "weight_decay_of_biases_and_norms": undecayed[0] if len(undecayed) == 1 else undecayed,
+        "momentum": groups[0].get("momentum"),
         "trainable_groups": trainable,
         "frozen_within": frozen_within,
         "num_trainable_parameters": sum(p.numel() for p in parameters.values() if p.requires_grad),
-        "in_optimizer": sum(p.numel() for group in optimizer.param_groups for p in group["params"]),
+        "in_optimizer": sum(p.numel() for group in groups for p in group["params"]),
     }
 
 
@@ -44,16 +46,28 @@ def check_stage(live: dict[str, Any], settings: Settings, stage: Stage) -> None:
     MismatchError
         Naming the first difference.
     """
-    asked = {str(group): rate for group, rate in stage.rates.items()}
-    for group, rate in asked.items():
-        if group in live["learning_rates"] and not math.isclose(live["learning_rates"][group], rate, rel_tol=1e-9):
-            raise MismatchError(f"learning_rate of group {group}: asked {rate}, runs {live['learning_rates'][group]}")
+    _same_rates(stage, 1.0, live["learning_rates"])
     _same("trainable groups", sorted(stage.rates), live["trainable_groups"])
     _same("frozen parameters in trainable groups", [], live["frozen_within"])
     _same("parameters in the optimizer", live["num_trainable_parameters"], live["in_optimizer"])
     _same("optimizer", settings.optimizer, live["optimizer"])
-    if not math.isclose(settings.weight_decay, live["weight_decay"], rel_tol=1e-9, abs_tol=1e-12):
-        raise MismatchError(f"weight_decay: asked {settings.weight_decay}, runs {live['weight_decay']}")
+    if live["weight_decay"] != []:
+        _same("weight_decay", settings.weight_decay, live["weight_decay"])
+    if live["weight_decay_of_biases_and_norms"] != []:
+        _same("weight_decay of biases and norms", 0.0, live["weight_decay_of_biases_and_norms"])
+    if live["momentum"] is not None:
+        _same("momentum", settings.momentum, live["momentum"])
+
+
+def check_rates(optimizer: torch.optim.Optimizer, stage: Stage, factor: float) -> None:
+    """Compare the optimizer's learning rates with the stage's peak rates times the schedule's ``factor``.
+
+    Raises
+    ------
+    MismatchError
+        Naming the first difference.
+    """
+    _same_rates(stage, factor, _rates(optimizer))
 
 
 def check_model(model: Pretrained, module: nn.Module, settings: Settings) -> dict[str, list[float]]:
@@ -80,6 +94,21 @@ def check_batch_size(asked: int, live: int) -> None:
         When they differ.
     """
     _same("batch_size", asked, live)
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float | list[float]]:
+    """Return each block group's learning rate as it stands now; a list where its parameters disagree."""
+    found: dict[str, set[float]] = {}
+    for group in optimizer.param_groups:
+        found.setdefault(str(group["group"]), set()).add(float(group["lr"]))
+    return {group: next(iter(rates)) if len(rates) == 1 else sorted(rates) for group, rates in found.items()}
+
+
+def _same_rates(stage: Stage, factor: float, live: dict[str, float | list[float]]) -> None:
+    for group, rate in stage.rates.items():
+        runs = live.get(str(group))
+        if not isinstance(runs, float) or not math.isclose(runs, rate * factor, rel_tol=1e-9, abs_tol=1e-15):
+            raise MismatchError(f"learning_rate of group {group}: asked {rate * factor}, runs {runs}")
 
 
 def _same(what: str, asked: Any, live: Any) -> None:

@@ -52,7 +52,13 @@ search:
     )
     lines = problems(path)
     assert len(lines) == 5
-    for place in (":2:1 name", ":3:1 serach", ":6:24 task.data.validation", ":7:3 task.balance", ":11:3 search.num_trials"):
+    for place in (
+        ":2:1 name",
+        ":3:1 serach",
+        ":6:24 task.data.validation",
+        ":7:3 task.balance",
+        ":11:3 search.num_trials",
+    ):
         assert any(f"study.yaml{place}" in line for line in lines), place
     assert any("did you mean search?" in line for line in lines)
 

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeper.core.objective import Objective
+from sweeper.core.space import Categorical, Float, Int, SearchSpace
+from sweeper.core.trial import Decision, Measurement, TrialRecord, TrialSpec, TrialState
+from sweeper.search.samplers import ModelSearch
+from sweeper.search.schedulers import AshaStopping
+
+SPACE = SearchSpace(
+    parameters=(
+        Float(name="learning_rate", low=1e-5, high=1e-1, log=True),
+        Categorical(name="unfreezing", choices=("full", "last_blocks")),
+        Int(name="num_unfrozen_blocks", low=1, high=4, when={"unfreezing": ("last_blocks",)}),
+        Categorical(name="batch_size", choices=(8, 16)),
+    ),
+    default={"learning_rate": 1e-3, "unfreezing": "full", "batch_size": 8},
+)
+OBJECTIVE = Objective("acc", "maximize")
+
+
+def new(sampler):
+    return ModelSearch(model="m", space=SPACE, objective=OBJECTIVE, study_seed=3, sampler=sampler)
+
+
+def record(number, params, state, value):
+    spec = TrialSpec(trial_id=f"t{number}", number=number, model="m", params=params, seed=0, max_epochs=3)
+    measured = Measurement(epoch=1, train_loss=1.0, validation_loss=1.0, metrics={"acc": value}, elapsed_seconds=1.0)
+    final = value if state is TrialState.COMPLETE else None
+    return TrialRecord(spec=spec, state=state, value=final, measurements=(measured,))
+
+
+ENDS = st.sampled_from([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.INFEASIBLE])
+VALUES = st.one_of(st.floats(-10, 10), st.just(math.nan))
+
+
+def play(search, events):
+    """Ask and tell along ``events``: (state, value, trials that stay open before the end is told)."""
+    records, attributes, log, waiting = [], {}, [], []
+    for number, (state, value, delay) in enumerate(events):
+        asked = search.ask(number)
+        made = record(number, asked.params, state, value)
+        records.append(made)
+        attributes[made.spec.trial_id] = json.loads(json.dumps(asked.attributes))
+        log.append(("asked", made.spec.trial_id))
+        waiting.append(made)
+        while len(waiting) > delay:
+            done = waiting.pop(0)
+            search.tell(done)
+            log.append(("ended", done.spec.trial_id))
+    return records, attributes, log
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp", "cmaes"])
+def test_a_replayed_search_suggests_what_the_live_one_does(sampler):
+    @settings(max_examples=4 if sampler == "gp" else 12, deadline=None)
+    @given(st.lists(st.tuples(ENDS, VALUES, st.integers(0, 3)), min_size=0, max_size=18))
+    def check(events):
+        live = new(sampler)
+        records, attributes, log = play(live, events)
+        again = new(sampler)
+        again.replay(records, attributes, log)
+        assert again.ask(len(events)).params == live.ask(len(events)).params
+
+    check()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(ENDS, VALUES, st.integers(0, 3)), min_size=1, max_size=20))
+def test_pruned_trials_are_never_told_as_complete_and_nothing_ended_stays_running(events):
+    search = new("tpe")
+    records, _, log = play(search, events)
+    ended = [r for r in records if ("ended", r.spec.trial_id) in log]
+    complete = sum(r.state is TrialState.COMPLETE and math.isfinite(r.value) for r in ended)
+    pruned = sum(r.state is TrialState.PRUNED and math.isfinite(r.measurements[0].metrics["acc"]) for r in ended)
+    states = [trial.state.name for trial in search.optuna_study.get_trials(deepcopy=False)]
+    assert states.count("COMPLETE") == complete
+    assert states.count("PRUNED") == pruned
+    assert states.count("RUNNING") == len(records) - len(ended)
+
+
+def test_the_first_suggestion_is_the_default_and_conditions_hold():
+    search = new("tpe")
+    assert search.ask(0).params == SPACE.default
+    for number in range(1, 30):
+        params = search.ask(number).params
+        assert ("num_unfrozen_blocks" in params) == (params["unfreezing"] == "last_blocks")
+
+
+def test_a_configuration_is_not_suggested_twice_while_others_are_left():
+    space = SearchSpace(
+        parameters=(Categorical(name="batch_size", choices=(8, 16, 32, 64)),), default={"batch_size": 8}
+    )
+    search = ModelSearch(model="m", space=space, objective=OBJECTIVE, study_seed=0, sampler="random")
+    assert {search.ask(number).params["batch_size"] for number in range(4)} == {8, 16, 32, 64}
+
+
+def test_the_rungs_begin_at_the_grace_and_grow_by_the_factor():
+    assert AshaStopping(OBJECTIVE, 27, 3, 0.1).rungs == (3, 9)
+    assert AshaStopping(OBJECTIVE, 8, 3, 0.25).rungs == (2, 6)
+    assert AshaStopping(OBJECTIVE, 1, 3, 0.25).rungs == ()
+
+
+def test_asha_keeps_the_best_third_and_spares_the_protected():
+    asha = AshaStopping(OBJECTIVE, 9, 3, 0.3)
+    assert asha.decide("a", 3, 0.5) is Decision.CONTINUE
+    assert asha.decide("b", 3, 0.4) is Decision.STOP
+    assert asha.decide("c", 3, 0.6) is Decision.CONTINUE
+    assert asha.decide("d", 3, 0.1, protected=True) is Decision.CONTINUE
+    assert asha.decide("e", 4, 0.0) is Decision.CONTINUE
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.floats(0, 1)), max_size=60))
+def test_early_stopping_is_rebuilt_by_replaying_what_it_saw(events):
+    live, again = (AshaStopping(OBJECTIVE, 9, 3, 0.3) for _ in range(2))
+    decisions = [live.decide(f"t{t}", epoch, value) for t, epoch, value in events]
+    assert [again.decide(f"t{t}", epoch, value) for t, epoch, value in events] == decisions
+    first = {}
+    for (t, epoch, value), decision in zip(events, decisions, strict=True):
+        first.setdefault((t, epoch), (value, decision))
+    assert all(again.decide(f"t{t}", e, v) is decision for (t, e), (v, decision) in first.items())
