@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
+from pathlib import Path
 
+NETGUARD = Path(__file__).parent / "netguard"
 os.environ |= {
+    "SWEEPER_NETGUARD_LOG": str(Path(tempfile.mkdtemp(prefix="sweeper-netguard-")) / "connections.log"),
+    "PYTHONPATH": os.pathsep.join([str(NETGUARD), *filter(None, [os.environ.get("PYTHONPATH")])]),
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_BASE_URL": "http://127.0.0.1:9",
@@ -14,6 +20,9 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
 }
 
+sys.path.insert(0, str(NETGUARD))
+import sitecustomize  # noqa: F401 - installs the guard in this process too
+
 from sweeper.engine.environment import prepare
 
 prepare(own_ray=True)
@@ -22,6 +31,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_outgoing_connection():
+    """Fail the session when any process of it, Ray's workers included, tried to leave the machine."""
+    yield
+    log = Path(os.environ["SWEEPER_NETGUARD_LOG"])
+    assert not log.exists(), log.read_text()
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ from transformers.utils import logging
 
 from sweeper.data.builtin import read_builtin
 
-LENGTH = 64
-VOCABULARY = 4096
+LENGTH = 48
+VOCABULARY = 2048
 MASKED = 0.15
 
 
@@ -58,7 +58,7 @@ def pretrain(model: PreTrainedModel, ids: torch.Tensor, tokenizer: BertTokenizer
     losses = []
     model.train()
     for _ in range(steps):
-        batch = ids[torch.randint(len(ids), (64,), generator=rng)]
+        batch = ids[torch.randint(len(ids), (32,), generator=rng)]
         mask = batch != tokenizer.pad_token_id
         chosen = (torch.rand(batch.shape, generator=rng) < MASKED) & mask
         inputs = batch.masked_fill(chosen, tokenizer.mask_token_id)

@@ -13,7 +13,19 @@ from sweeper.core.head import HeadSpec
 from sweeper.models.load import inspect, load
 from sweeper.spec.study import ModelSpec
 
-FAMILIES = "bert roberta deberta electra distilbert resnet bottleneck vit convnext convnextv2 swin".split()
+FAMILIES = [
+    "bert",
+    "roberta",
+    "deberta",
+    "electra",
+    "distilbert",
+    "resnet",
+    "bottleneck",
+    "vit",
+    "convnext",
+    "convnextv2",
+    "swin",
+]
 TEXT = FAMILIES[:5]
 
 

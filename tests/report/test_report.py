@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sweeper.core.objective import Objective
+from sweeper.core.trial import Measurement, TrialKind, TrialRecord, TrialSpec, TrialState
+from sweeper.report.build import build_report
+from sweeper.report.markdown import escape
+from sweeper.store.manifest import Manifest, write_manifest
+from sweeper.store.paths import ResultPaths
+from sweeper.store.state import StudyState, TestResult
+from sweeper.store.tables import write_tables
+
+SPACE = {
+    "parameters": {
+        "learning_rate": {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
+        "unfreezing": {"type": "categorical", "choices": ["full", "head_only"]},
+    },
+    "default": {"learning_rate": 1e-3, "unfreezing": "full"},
+    "source": "a paper",
+}
+SEEDS = list(range(1, 16, 2))
+
+
+def make_results(root, models=("good", "middling", "<img src=x onerror=alert(1)>"), confirmed=True):
+    """Write a result folder of a study with known scores."""
+    rng = np.random.default_rng(0)
+    state = StudyState(frozen=[] if confirmed else None)
+
+    def measure(value):
+        return Measurement(
+            epoch=1, train_loss=1.0, validation_loss=1.0, metrics={"accuracy": value}, elapsed_seconds=2.0
+        )
+
+    for rank, model in enumerate(models):
+        for number in range(12):
+            params = {"learning_rate": 9.9e-3 if number == 5 else 1e-4, "unfreezing": "full"}
+            spec = TrialSpec(
+                trial_id=f"{rank}-t{number}", number=number, model=model, params=params, seed=0, max_epochs=1
+            )
+            kind = TrialState.PRUNED if number % 3 == 2 and number != 5 else TrialState.COMPLETE
+            if rank == 1 and number == 3:
+                kind = TrialState.FAIL
+            value = 0.95 - rank / 10 if number == 5 else 0.6
+            state.trials[spec.trial_id] = TrialRecord(
+                spec=spec,
+                state=kind,
+                measurements=(measure(value),),
+                value=value if kind is TrialState.COMPLETE else None,
+                best_epoch=1,
+                elapsed_seconds=2.0,
+                device_seconds=2.0,
+                started_at=1.0,
+                finished_at=2.0,
+                reason="DivergedError: <b>nan</b>" if kind is TrialState.FAIL else "",
+            )
+        for config, base in (("tuned", 0.9 - rank / 10), ("default", 0.6)) if confirmed else ():
+            for seed in SEEDS:
+                spec = TrialSpec(
+                    trial_id=f"{rank}-{config}-{seed}",
+                    number=0,
+                    model=model,
+                    params={},
+                    seed=seed,
+                    max_epochs=1,
+                    kind=TrialKind.CONFIRM,
+                    config=config,
+                )
+                score = float(base + rng.normal(0, 0.005))
+                state.trials[spec.trial_id] = TrialRecord(
+                    spec=spec, state=TrialState.COMPLETE, measurements=(measure(score),), value=score
+                )
+                state.frozen.append(spec.trial_id)
+                state.tested[spec.trial_id] = TestResult({"accuracy": score}, 10, 0.1)
+    paths = ResultPaths(root)
+    content = {
+        "objective": {"metric": "accuracy", "goal": "maximize"},
+        "task": {"type": "image-classification"},
+        "models": [{"name": model, "checkpoint": "x", "weights": "y", "space": SPACE} for model in models],
+        "search": {
+            "num_trials": 12,
+            "max_epochs": 1,
+            "sampler": "tpe",
+            "scheduler": {"type": "asha", "reduction_factor": 3, "grace_fraction": 0.25},
+        },
+        "confirm": {"seeds": SEEDS, "vary": ["seed"]},
+    }
+    counts = {split: {"a": 6, "b": 4} for split in ("train", "validation", "test")}
+    write_manifest(
+        paths,
+        Manifest(
+            name="demo",
+            plan_hash="0" * 64,
+            content=content,
+            versions={"sweeper": "0"},
+            data={"fingerprint": "f" * 64, "counts": counts, "classes": ["a", "b"]},
+            seeds={"study": 0, "confirmation": SEEDS},
+            created_at="2026-01-01T00:00:00+00:00",
+            test_openings=[{"at": "2026-01-01", "reason": "confirmation", "num_runs": 48}] if confirmed else [],
+        ),
+    )
+    write_tables(paths, state, Objective("accuracy", "maximize"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return make_results(tmp_path_factory.mktemp("report") / "demo")
+
+
+def test_the_leaderboard_ranks_and_judges_every_pair(results):
+    build_report(results)
+    board = json.loads((results / "report" / "leaderboard.json").read_text())
+    assert [entry["rank"] for entry in board] == [1, 2, 3]
+    assert board[0]["model"] == "good"
+    assert board[0]["tuned"]["seeds"] == SEEDS
+    assert board[0]["tuned"]["ci_low"] < board[0]["tuned"]["mean"] < board[0]["tuned"]["ci_high"]
+    assert {v["verdict"] for v in board[0]["verdicts"]} == {"beats"}
+    assert set(board[0]["verdicts"][0]) == {
+        *("other", "verdict", "difference", "ci_low", "ci_high", "p_value", "unit", "more_seeds")
+    }
+    assert board[0]["best_params"] == {"learning_rate": 9.9e-3, "unfreezing": "full"}
+    assert board[0]["num_trials"] == 12
+
+
+def test_the_page_is_self_contained_and_names_are_text(results):
+    page = build_report(results).read_text()
+    without_plotly = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
+    assert "<img" not in without_plotly
+    assert "&lt;img src=x" in without_plotly
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", without_plotly)
+    assert "<b>nan</b>" not in without_plotly
+    assert "default-src 'none'" in page
+
+
+def test_the_report_says_what_was_unequal_and_where_a_range_ends(results):
+    build_report(results)
+    page, text = ((results / "report" / name).read_text() for name in ("index.html", "report.md"))
+    assert page.count("unequal effort") == 1
+    assert "the best learning" in text
+    assert "high end of its range" in text
+    assert "Trivial baseline" in text
+
+
+def test_before_the_confirmation_nothing_is_claimed(tmp_path):
+    page = build_report(make_results(tmp_path / "early", confirmed=False)).read_text()
+    assert "nothing can be claimed" in page
+    assert "not confirmed" in page
+
+
+def test_it_is_rebuilt_without_ray_and_torch(results, tmp_path):
+    copy = shutil.copytree(results, tmp_path / "copy")
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "torch", "transformers", "optuna"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+from sweeper.cli import main
+main(["report", {str(copy)!r}])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "good" in result.stdout
+
+
+def test_markdown_shows_names_as_they_are():
+    assert escape("<a|b>*") == "&lt;a\\|b&gt;\\*"
