@@ -10,7 +10,7 @@ from pathlib import Path
 NETGUARD = Path(__file__).parent / "netguard"
 os.environ |= {
     "SWEEPER_NETGUARD_LOG": str(Path(tempfile.mkdtemp(prefix="sweeper-netguard-")) / "connections.log"),
-    "PYTHONPATH": os.pathsep.join([str(NETGUARD), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "PYTHONPATH": os.pathsep.join([str(NETGUARD), str(NETGUARD.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "WANDB_BASE_URL": "http://127.0.0.1:9",

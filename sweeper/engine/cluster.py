@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import ray
 
 from sweeper.core.errors import InputError, Problem
+from sweeper.engine import environment
 from sweeper.engine.lanes import LaneShape
 
 logger = logging.getLogger("sweeper")
@@ -36,14 +37,15 @@ def connection(address: str | None = None, *, num_cpus: int | None = None) -> It
     if address is not None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(
-            address="local",  # never the cluster whose address an earlier Ray left in the temporary folder
-            num_cpus=num_cpus or len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
+        with environment.no_way_out():
+            ray.init(
+                address="local",  # never the cluster whose address an earlier Ray left in the temporary folder
+                num_cpus=num_cpus or len(os.sched_getaffinity(0)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+            )
     try:
         yield
     finally:

@@ -6,6 +6,8 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -41,3 +43,30 @@ def prepare(*, own_ray: bool) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+_NO_WAY_OUT = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost,::1"}
+"""Port 9 (discard) of loopback: nothing listens there."""
+
+
+@contextmanager
+def no_way_out() -> Iterator[None]:
+    """Start Ray inside this block so that it asks no cloud metadata service where it runs.
+
+    Ray's dashboard process does that at every start, by plain HTTP to a link-local address, usage statistics on or
+    off. A user's own proxy settings win.
+    """
+    added = {name: value for name, value in _NO_WAY_OUT.items() if name not in os.environ}
+    os.environ |= added
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def reopen_way_out() -> None:
+    """Undo `no_way_out` in a process that Ray started: training may use the network like any program."""
+    for name, value in _NO_WAY_OUT.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]

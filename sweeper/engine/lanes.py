@@ -22,6 +22,7 @@ import ray
 
 from sweeper.core.errors import InfeasibleError, RunFailedError, TrialError
 from sweeper.core.trial import TrialState
+from sweeper.engine import environment
 from sweeper.engine.exchange import find_exchange, start_exchange
 from sweeper.engine.messages import Command, Failed, Reply
 
@@ -64,6 +65,7 @@ def _serve(config: dict[str, Any]) -> None:
     """Run in every worker of a lane: take commands from the exchange until told to end."""
     from ray import train
 
+    environment.reopen_way_out()
     context = train.get_context()
     rank, lane, exchange = context.get_world_rank(), config["lane"], find_exchange(config["exchange"])
     me = ray.get_runtime_context().current_actor

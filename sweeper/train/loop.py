@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sweeper.core.errors import DivergedError, InfeasibleError
+from sweeper.core.errors import DivergedError, InfeasibleError, MismatchError
 from sweeper.core.seeds import derive_seed
 from sweeper.core.selection import best_measurement
 from sweeper.core.trial import Measurement, TrialSpec
@@ -26,9 +26,9 @@ from sweeper.tasks.base import Examples, Task
 from sweeper.train import checkpoint, parallel
 from sweeper.train.balance import class_weights
 from sweeper.train.batches import epoch_batches, steps_per_epoch
-from sweeper.train.evaluate import TrainOptions, evaluate
+from sweeper.train.evaluate import TrainOptions, evaluate, is_out_of_memory
 from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
-from sweeper.train.readback import check_batch_size, check_model, check_stage, read_stage
+from sweeper.train.readback import check_batch_size, check_model, check_rates, check_stage, read_stage
 from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import Stage, stages
 
@@ -159,6 +159,7 @@ class TrainingRun(Iterator[Measurement]):
         checkpoint.save_snapshot(
             folder,
             checkpoint.Snapshot(
+                asked=self._asked,
                 weights=checkpoint.copy_weights(self._module),
                 best=self._best,
                 optimizer=checkpoint.optimizer_state(self._optimizer, self._module),
@@ -177,6 +178,11 @@ class TrainingRun(Iterator[Measurement]):
         del self._module, self._wrapped, self._optimizer
         self._best = {}
 
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What a snapshot and the trial that goes on from it must share (JSON)."""
+        return {"seed": self._trial.seed, "max_epochs": self._trial.max_epochs, "params": dict(self._trial.params)}
+
     # -- stages --------------------------------------------------------------------------------------------
 
     def _enter(self, stage: Stage) -> None:
@@ -186,6 +192,7 @@ class TrainingRun(Iterator[Measurement]):
         for group, names in enumerate(layout.groups):
             for name in names:
                 parameters[name].requires_grad_(group in stage.rates)
+        self._stage = stage
         previous = getattr(self, "_optimizer", None)
         self._optimizer = make_optimizer(self._settings, self._module, layout, stage)
         if previous is not None:
@@ -199,6 +206,8 @@ class TrainingRun(Iterator[Measurement]):
 
     def _restore(self, snapshot: checkpoint.Snapshot) -> None:
         """Go on where a snapshot stands."""
+        if snapshot.asked != self._asked:
+            raise MismatchError(f"the snapshot belongs to another trial: {snapshot.asked}, asked {self._asked}")
         self._measurements = list(snapshot.measurements)
         self._best = snapshot.best
         self._micro = snapshot.micro_batch_size
@@ -231,7 +240,10 @@ class TrainingRun(Iterator[Measurement]):
         count = 0
         for index, rows in enumerate(self._batches(self.epoch)):
             step = self.epoch * self._steps + index
-            set_rates(self._optimizer, schedule(settings.lr_scheduler_type, step, total, settings.warmup_ratio))
+            factor = schedule(settings.lr_scheduler_type, step, total, settings.warmup_ratio)
+            set_rates(self._optimizer, factor)
+            if index == 0:
+                check_rates(self._optimizer, self._stage, factor)
             losses += self._step_within_memory(rows)
             if settings.max_grad_norm > 0:
                 trained = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -247,7 +259,7 @@ class TrainingRun(Iterator[Measurement]):
             try:
                 return self._gradients(rows)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error) or parallel.world_size() > 1:
+                if not is_out_of_memory(error) or parallel.world_size() > 1:
                     raise  # of several workers only this one knows: the lane is given up
                 held = min(self._micro or len(rows), len(rows))
                 if held == 1:
@@ -308,10 +320,3 @@ def _frozen_modules(module: torch.nn.Module, layout: Any, stage: Stage) -> list[
 
     visit("", module)
     return found
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        phrase in text for phrase in ("out of memory", "can't allocate memory", "cannot allocate memory")
-    )

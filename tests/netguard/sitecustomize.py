@@ -22,7 +22,7 @@ def _guard(event, arguments):
     except ValueError:
         if address[0] == "localhost":
             return
-    with open(os.environ["SWEEPER_NETGUARD_LOG"], "a") as log:
+    with open(os.environ["SWEEPER_NETGUARD_LOG"], "a") as log:  # noqa: PTH123 - loaded before everything else
         log.write(f"{os.getpid()} {sys.argv[:3]} {address}\n")
     raise ConnectionRefusedError(f"outgoing connection to {address} during tests")
 

@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial(bench):
 @pytest.mark.parametrize(
     ("sabotage", "words"),
     [
-        (lambda run: run._optimizer.param_groups[0].update(peak=1.0), "learning_rate"),
+        (lambda run: run._optimizer.param_groups[0].update(lr=1.0), "learning_rate"),
         (lambda run: next(run._module.parameters()).requires_grad_(False), "frozen parameters|in the optimizer"),
         (lambda run: run._optimizer.param_groups[0].update(weight_decay=0.7), "weight_decay"),
     ],

@@ -17,6 +17,7 @@ from sweeper.core.errors import ChangedWorldError, InputError, RunFailedError
 from sweeper.spec.space import load_space
 from sweeper.store.ledger import Ledger
 from sweeper.store.paths import ResultPaths
+from sweeper.workflows.init import propose
 
 pytestmark = pytest.mark.ray
 TIMES = {"elapsed_seconds", "device_seconds", "started_at", "finished_at", "node", "num_retries"}
@@ -247,8 +248,6 @@ def test_init_proposes_a_study_that_loads(checkpoints, tmp_path):
     spec = sweeper.load_study(out)
     assert spec.task.metric.name == "macro_f1"
     assert spec.models[0].name == "bert"
+    (tmp_path / "one.csv").write_text("text,label\na,x\nb,x\n")
     with pytest.raises(InputError, match="at least two classes"):
-        from sweeper.workflows.init import propose
-
-        (tmp_path / "one.csv").write_text("text,label\na,x\nb,x\n")
         propose(tmp_path / "one.csv", ["m"])
