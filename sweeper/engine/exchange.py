@@ -25,11 +25,13 @@ class _Lane:
     members: dict[int, Any] = field(default_factory=dict)
     queues: dict[int, asyncio.Queue[tuple[int, Command] | None]] = field(default_factory=dict)
     token: int = 0  # of the command under way; answers to earlier ones are dropped
+    num_answers: int = 0
     answers: dict[int, Reply] = field(default_factory=dict)
     done: asyncio.Future[Reply] | None = None
 
     def answer(self, reply: Reply) -> None:
         if self.done is not None and not self.done.done():
+            self.num_answers += not isinstance(reply, Dead)
             self.done.set_result(reply)
 
 
@@ -125,15 +127,18 @@ class Exchange:
 
     # -- the driver ----------------------------------------------------------------------------------------
 
-    async def bury(self, lane: str) -> Any:
-        """Forget a dead lane, tell whoever waits for it, and return its placement group (or None)."""
+    async def bury(self, lane: str) -> tuple[Any, int]:
+        """Forget a dead lane and tell whoever waits for it.
+
+        Returns its placement group (or None) and how many commands it had answered.
+        """
         entry = self._lanes.pop(lane, None)
         async with self._changed:
             if lane in self._free:
                 self._free.remove(lane)
         if entry is not None:
             entry.answer(Dead("the lane's worker group died"))
-        return self._groups.pop(lane, None)
+        return self._groups.pop(lane, None), entry.num_answers if entry is not None else 0
 
     async def reclaim(self) -> None:
         """Free every lane: after a Tune run whose actors may have died while they held some."""

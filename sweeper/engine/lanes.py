@@ -28,7 +28,7 @@ from sweeper.engine.messages import Command, Failed, Reply
 
 logger = logging.getLogger("sweeper")
 
-RESTARTS_IN_A_ROW = 5  # deaths without any finished command in between after which the pool gives up
+RESTARTS_IN_A_ROW = 5  # deaths of a lane without a single answer in between after which the pool gives up
 START_PAUSE_SECONDS = 1.0
 
 
@@ -174,14 +174,13 @@ class Lanes:
         in_a_row = 0
         while not self._closing.is_set() and self._given_up is None:
             lane = f"lane-{uuid.uuid4().hex[:12]}"
-            started = time.monotonic()
             reason = self._run_once(lane)
-            group = ray.get(self._exchange.bury.remote(lane))
+            group, num_answers = ray.get(self._exchange.bury.remote(lane))
             if group is not None:
                 ray.util.remove_placement_group(group)
             if self._closing.is_set():
                 return
-            in_a_row = in_a_row + 1 if time.monotonic() - started < 60 else 1
+            in_a_row = 1 if num_answers else in_a_row + 1
             self.restarts.append(reason)
             logger.warning("a lane ended (%s); it starts anew", reason)
             if in_a_row >= RESTARTS_IN_A_ROW:
