@@ -28,6 +28,8 @@ class TrainOptions:
         ``fp32``, or ``bf16`` for autocast with fp32 weights.
     micro_batch_size:
         Most examples a worker holds at once; gradients accumulate up to the asked batch size. None: all of it.
+        Batch norm in training takes its statistics over what one worker holds at once, so models with it depend on
+        this and on the number of workers; all others do not.
     eval_batch_size:
         Examples of an evaluation batch.
     balance:

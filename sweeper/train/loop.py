@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +28,7 @@ from sweeper.train.balance import class_weights
 from sweeper.train.batches import epoch_batches, steps_per_epoch
 from sweeper.train.evaluate import TrainOptions, evaluate, is_out_of_memory
 from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
-from sweeper.train.readback import check_batch_size, check_model, check_rates, check_stage, read_stage
+from sweeper.train.readback import check_batch_size, check_model, check_rates, check_same_stage, check_stage, read_stage
 from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import Stage, stages
 
@@ -73,8 +73,9 @@ def train(
 class TrainingRun(Iterator[Measurement]):
     """A trial under way; see `train`.
 
-    ``effective`` holds the settings read back from the live objects, by stage where they change. ``epoch`` counts
-    the epochs completed.
+    ``effective`` holds the settings read back from the live objects; its ``stages`` list every unfreezing stage, each
+    set up once before training to read it back, and compared again when it begins. ``epoch`` counts the epochs
+    completed.
     """
 
     def __init__(
@@ -94,6 +95,9 @@ class TrainingRun(Iterator[Measurement]):
         self._micro = options.micro_batch_size
         self._stages = stages(self._settings, model.layout.num_blocks, trial.max_epochs)
         self._weights = self._balance()
+        self._optimizer: Any = None
+        self._wrapped: Any = None
+        self._frozen: list[torch.nn.Module] = []
         if len(data.train) < self._settings.batch_size:
             raise InfeasibleError(
                 f"batch_size: {self._settings.batch_size} is more than the {len(data.train)} training examples"
@@ -108,7 +112,7 @@ class TrainingRun(Iterator[Measurement]):
             "lr_scheduler_type": self._settings.lr_scheduler_type,
             "precision": options.precision,
             "num_workers": parallel.world_size(),
-            "stages": [],
+            "stages": [{"from_epoch": stage.from_epoch, **self._set_up(stage)[1]} for stage in self._stages],
         }
         check_batch_size(self._settings.batch_size, self.effective["batch_size"])
         if resume is None:
@@ -128,10 +132,9 @@ class TrainingRun(Iterator[Measurement]):
         if self.epoch >= self._trial.max_epochs:
             raise StopIteration
         began = time.perf_counter()
-        if self.epoch > 0:
-            for stage in self._stages:
-                if stage.from_epoch == self.epoch:
-                    self._enter(stage)
+        for stage in self._stages:
+            if stage.from_epoch == self.epoch > 0:
+                self._enter(stage)
         seed = derive_seed(self._trial.seed, "epoch", self.epoch, parallel.rank())
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -141,6 +144,7 @@ class TrainingRun(Iterator[Measurement]):
         validation_loss, predictions = evaluate(self._module, self._task, self._data.validation, self._options)
         if not np.isfinite(train_loss) or not np.isfinite(validation_loss) or not np.isfinite(predictions).all():
             raise DivergedError(f"the loss is not finite in epoch {self.epoch + 1}")
+        parallel.check_equal(self._module)
         before = self._measurements[-1].elapsed_seconds if self._measurements else 0.0
         measurement = Measurement(
             epoch=self.epoch + 1,
@@ -174,9 +178,9 @@ class TrainingRun(Iterator[Measurement]):
         self._model.save(self._best, folder)
 
     def close(self) -> None:
-        """Free the weights and the optimizer."""
-        del self._module, self._wrapped, self._optimizer
-        self._best = {}
+        """Free the weights and the optimizer; the run is over."""
+        self._module = self._wrapped = self._optimizer = None
+        self._frozen, self._best = [], {}
 
     @property
     def _asked(self) -> dict[str, Any]:
@@ -185,24 +189,27 @@ class TrainingRun(Iterator[Measurement]):
 
     # -- stages --------------------------------------------------------------------------------------------
 
-    def _enter(self, stage: Stage) -> None:
-        """Set a stage up: what trains, at which rates; read it back and compare."""
+    def _set_up(self, stage: Stage) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
+        """Let a stage's groups train and build their optimizer; read both back and compare."""
         layout = self._model.layout
         parameters = dict(self._module.named_parameters())
         for group, names in enumerate(layout.groups):
             for name in names:
                 parameters[name].requires_grad_(group in stage.rates)
-        self._stage = stage
-        previous = getattr(self, "_optimizer", None)
-        self._optimizer = make_optimizer(self._settings, self._module, layout, stage)
-        if previous is not None:
-            carry_state(previous, self._optimizer)
-        self._frozen = _frozen_modules(self._module, layout, stage)
-        self._wrapped = parallel.wrap(self._module, self._device)
-        live = read_stage(self._optimizer, self._module, layout)
+        optimizer = make_optimizer(self._settings, self._module, layout, stage)
+        live = read_stage(optimizer, self._module, layout)
         check_stage(live, self._settings, stage)
-        parallel.check_equal(self._module)
-        self.effective["stages"].append({"from_epoch": stage.from_epoch, **live})
+        return optimizer, live
+
+    def _enter(self, stage: Stage) -> None:
+        """Begin a stage; parameters that went on training keep their moments."""
+        optimizer, live = self._set_up(stage)
+        check_same_stage(self.effective["stages"][self._stages.index(stage)], live)
+        if self._optimizer is not None:
+            carry_state(self._optimizer, optimizer)
+        self._stage, self._optimizer = stage, optimizer
+        self._frozen = _frozen_modules(self._module, self._model.layout, stage)
+        self._wrapped = parallel.wrap(self._module, self._device)
 
     def _restore(self, snapshot: checkpoint.Snapshot) -> None:
         """Go on where a snapshot stands."""
@@ -213,8 +220,7 @@ class TrainingRun(Iterator[Measurement]):
         self._micro = snapshot.micro_batch_size
         self._module.load_state_dict(snapshot.weights)
         # The stage that was under way: one that begins at this very epoch is entered by the next step.
-        for stage in [s for s in self._stages if s.from_epoch < self.epoch]:
-            self._enter(stage)
+        self._enter([stage for stage in self._stages if stage.from_epoch < max(self.epoch, 1)][-1])
         checkpoint.restore_optimizer(self._optimizer, self._module, snapshot.optimizer)
 
     # -- an epoch ------------------------------------------------------------------------------------------
@@ -224,6 +230,12 @@ class TrainingRun(Iterator[Measurement]):
         sampling = self._weights[self._data.train.targets] if self._options.balance == "sampler" else None
         seed = derive_seed(self._trial.seed, "order")
         return epoch_batches(lengths, self._settings.batch_size, seed, epoch, sampling)
+
+    @cached_property
+    def _class_weights(self) -> torch.Tensor | None:
+        if self._options.balance != "class-weights":
+            return None
+        return torch.as_tensor(self._weights, dtype=torch.float32, device=self._device)
 
     def _balance(self) -> NDArray[np.float64]:
         if self._options.balance == "none":
@@ -236,6 +248,7 @@ class TrainingRun(Iterator[Measurement]):
         for module in self._frozen:
             module.training = False
         settings, total = self._settings, self.effective["total_steps"]
+        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
         losses = torch.zeros((), dtype=torch.float64, device=self._device)
         count = 0
         for index, rows in enumerate(self._batches(self.epoch)):
@@ -246,7 +259,6 @@ class TrainingRun(Iterator[Measurement]):
                 check_rates(self._optimizer, self._stage, factor)
             losses += self._step_within_memory(rows)
             if settings.max_grad_norm > 0:
-                trained = [p for group in self._optimizer.param_groups for p in group["params"]]
                 torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
@@ -255,55 +267,61 @@ class TrainingRun(Iterator[Measurement]):
 
     def _step_within_memory(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Compute the gradients of one batch; out of memory halves the micro-batch and tries again."""
-        while True:
-            try:
-                return self._gradients(rows)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or parallel.world_size() > 1:
-                    raise  # of several workers only this one knows: the lane is given up
-                held = min(self._micro or len(rows), len(rows))
-                if held == 1:
-                    raise InfeasibleError("out of memory with a micro-batch of one example") from None
-                self._micro = held // 2
-                self._optimizer.zero_grad(set_to_none=True)
-                if self._device.type == "cuda":
-                    torch.cuda.empty_cache()
+        most = -(-len(rows) // parallel.world_size())
+        while (losses := self._gradients(rows)) is None:
+            held = min(self._micro or most, most)
+            if held == 1:
+                raise InfeasibleError("out of memory with a micro-batch of one example")
+            self._micro = held // 2
+            self._optimizer.zero_grad(set_to_none=True)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        return losses
 
-    def _gradients(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Accumulate this worker's part of a batch's gradients; return its summed loss, detached.
+    def _gradients(self, rows: NDArray[np.int64]) -> torch.Tensor | None:
+        """Accumulate this worker's part of a batch's gradients; return its summed loss, None when out of memory.
 
         The loss is the mean over the global batch, so neither the number of workers nor of micro-batches changes it.
+        All workers agree on having memory enough before the last backward pass, which reduces the gradients.
         """
         world = parallel.world_size()
         mine = np.array_split(rows, world)[parallel.rank()]
         share = world / len(rows) if len(mine) else 0.0  # DDP averages over workers
         mine = mine if len(mine) else rows[:1]  # a worker without a part still joins the others' reduction
         micro = self._micro or len(mine)
-        parts = [mine[i : i + micro] for i in range(0, len(mine), micro)]
+        *first, last = [mine[i : i + micro] for i in range(0, len(mine), micro)]
         losses = torch.zeros((), dtype=torch.float64, device=self._device)
-        for index, part in enumerate(parts):
-            batch = self._data.train.batch(part)
-            inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
-            last = index == len(parts) - 1
-            wrapped: Any = self._wrapped
-            with nullcontext() if last or world == 1 else wrapped.no_sync():
-                with self._options.autocast():
-                    outputs = self._wrapped(**inputs)
-                loss: Any = self._task.loss(
-                    outputs,
-                    batch.targets.to(self._device),
-                    label_smoothing=self._settings.label_smoothing,
-                    weights=self._class_weights(),
-                ).sum()
-                (loss * share).backward()
-            if share:
-                losses += loss.detach()
-        return losses
-
-    def _class_weights(self) -> torch.Tensor | None:
-        if self._options.balance != "class-weights":
+        reduced = False
+        try:
+            with parallel.without_reduction(self._wrapped):
+                for part in first:
+                    loss = self._loss(part)
+                    losses += loss.detach()
+                    (loss * share).backward()
+            loss = self._loss(last)
+            losses += loss.detach()
+            if parallel.any_worker(False):
+                return None
+            reduced = True
+            (loss * share).backward()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or (reduced and world > 1):
+                raise  # amid a reduction the others cannot be told: the lane is given up
+            parallel.any_worker(True)
             return None
-        return torch.as_tensor(self._weights, dtype=torch.float32, device=self._device)
+        return losses if share else torch.zeros_like(losses)
+
+    def _loss(self, rows: NDArray[np.int64]) -> Any:
+        """Return the summed loss of some training examples, a tensor of one element."""
+        batch = self._data.train.batch(rows)
+        with self._options.autocast():
+            outputs = self._wrapped(**{name: tensor.to(self._device) for name, tensor in batch.inputs.items()})
+        return self._task.loss(
+            outputs,
+            batch.targets.to(self._device),
+            label_smoothing=self._settings.label_smoothing,
+            weights=self._class_weights,
+        ).sum()
 
 
 def _frozen_modules(module: torch.nn.Module, layout: Any, stage: Stage) -> list[torch.nn.Module]:

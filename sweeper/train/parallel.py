@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -25,10 +26,20 @@ def rank() -> int:
 
 
 def wrap(module: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap for data-parallel training. Anew at every unfreezing stage: DDP fixes the trainable set when it wraps."""
+    """Wrap for data-parallel training. Anew at every unfreezing stage: DDP fixes the trainable set when it wraps.
+
+    Buffers are not sent along with every forward pass: training never reads batch-norm's running statistics, and
+    `share_buffers` levels them before anything does.
+    """
     if world_size() == 1:
         return module
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+
+
+def without_reduction(module: Any) -> AbstractContextManager[Any]:
+    """Return a context in which a backward pass of a wrapped module keeps its gradients to itself."""
+    return module.no_sync() if world_size() > 1 else nullcontext()
 
 
 def total(value: torch.Tensor) -> torch.Tensor:

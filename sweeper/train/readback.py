@@ -59,6 +59,18 @@ def check_stage(live: dict[str, Any], settings: Settings, stage: Stage) -> None:
         _same("momentum", settings.momentum, live["momentum"])
 
 
+def check_same_stage(recorded: dict[str, Any], live: dict[str, Any]) -> None:
+    """Compare a stage that begins with what was recorded of it.
+
+    Raises
+    ------
+    MismatchError
+        Naming the first difference.
+    """
+    for key, value in live.items():
+        _same(f"{key} from epoch {recorded['from_epoch']}", recorded[key], value)
+
+
 def check_rates(optimizer: torch.optim.Optimizer, stage: Stage, factor: float) -> None:
     """Compare the optimizer's learning rates with the stage's peak rates times the schedule's ``factor``.
 
