@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -28,11 +29,13 @@ def rows(table):
     return [{k: v for k, v in row.items() if k not in TIMES} for row in table.to_pylist()]
 
 
-def same(a, b):
-    return all(
-        rows(getattr(a, name)) == rows(getattr(b, name))
-        for name in ("trials", "measurements", "confirmations", "predictions")
-    )
+def differences(a, b):
+    """Rows that two results do not share, table by table and in order."""
+    found = []
+    for name in ("trials", "measurements", "confirmations", "predictions"):
+        pairs = itertools.zip_longest(rows(getattr(a, name)), rows(getattr(b, name)))
+        found += [(name, one, other) for one, other in pairs if one != other]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_the_best_checkpoint_loads_and_its_configuration_runs(finished):
 def test_a_finished_study_is_only_reported_again(finished):
     before = len(Ledger.read(ResultPaths(finished.path)))
     again = sweeper.resume(finished.path)
-    assert same(again, finished)
+    assert differences(again, finished) == []
     assert len(Ledger.read(ResultPaths(finished.path))) == before
 
 
@@ -108,7 +111,7 @@ def test_nothing_is_left_behind(finished):
 
 def test_one_lane_gives_the_same_trials_and_values_twice(finished, checkpoints, tmp_path):
     again = sweeper.run(sweeper.load_study(tiny.write_study(tmp_path, checkpoints)))
-    assert same(again, finished)
+    assert differences(again, finished) == []
 
 
 def test_a_changed_plan_is_named_and_refused(finished):
@@ -201,7 +204,7 @@ def test_a_killed_driver_resumes_to_the_identical_study(finished, checkpoints, t
         process.communicate()
     result = subprocess.run(command("resume", ledger.root), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert same(sweeper.load_results(ledger.root), finished)
+    assert differences(sweeper.load_results(ledger.root), finished) == []
     measured = pq.read_table(ledger.measurements).select(["trial_id", "epoch"]).to_pylist()
     assert len({tuple(row.values()) for row in measured}) == len(measured)
 
