@@ -11,7 +11,9 @@ export HF_DATASETS_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench setup clean
+
+setup: $(STAMP)
 
 demo: $(STAMP) examples/quickstart/checkpoints/convnext/model.safetensors
 	$(BIN)/sweeper run examples/quickstart/study.yaml $(DEMO_ARGS)
