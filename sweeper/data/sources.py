@@ -114,6 +114,7 @@ def _read_hub(source: str, split: str, revision: str | None, place: str) -> pa.T
         raise InputError(Problem(place, "the file or folder must exist", "nothing there", remedy))
     import datasets
 
+    datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(source, split=split, revision=revision).with_format("arrow")[:]
     except Exception as error:  # the hub client has many
