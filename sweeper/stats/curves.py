@@ -5,6 +5,7 @@ Valid for independent draws only. For TPE or pruned searches they describe the t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -138,7 +139,9 @@ def tuning_curve_band(
     if method != "simulated":
         from opda.nonparametric import EmpiricalDistribution
 
-        low, middle, high = EmpiricalDistribution.confidence_bands(values, confidence, method=method, n_jobs=1)
+        with warnings.catch_warnings():  # of ties: with them the band holds at least its level
+            warnings.filterwarnings("ignore", "Duplicates detected", RuntimeWarning)
+            low, middle, high = EmpiricalDistribution.confidence_bands(values, confidence, method=method, n_jobs=1)
         return high.quantile_tuning_curve(n), middle.quantile_tuning_curve(n), low.quantile_tuning_curve(n)
     count = len(values)
     rank = np.arange(1, count + 1)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ import pytest
 from sweeper.core.objective import Objective
 from sweeper.core.trial import Measurement, TrialKind, TrialRecord, TrialSpec, TrialState
 from sweeper.report.build import build_report
+from sweeper.report.gaps import gaps
+from sweeper.report.latex import escape as latex_escape
 from sweeper.report.markdown import escape
+from sweeper.report.source import read_source
 from sweeper.store.manifest import Manifest, write_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState, TestResult
@@ -174,3 +178,43 @@ main(["report", {str(copy)!r}])
 
 def test_markdown_shows_names_as_they_are():
     assert escape("<a|b>*") == "&lt;a\\|b&gt;\\*"
+
+
+def test_the_report_holds_tuning_curves_with_bands(results):
+    build_report(results)
+    curves = json.loads((results / "report" / "tuning_curves.json").read_text())
+    good = curves["models"]["good"]
+    values = [0.95] + [0.6] * 8  # trial 5 and eight others are complete, three are pruned
+    assert good["num_trials"] == len(values)
+    assert good["n"] == list(range(1, 10))
+    assert good["expected_best"]["v"] == pytest.approx([0.95 - 0.35 * (8 / 9) ** n for n in range(1, 10)])
+    assert good["expected_best"]["u"] == pytest.approx([0.6 + 0.35 * n / 9 for n in range(1, 10)])
+    for low, middle, high in zip(*(good["band"][key] for key in ("low", "median", "high")), strict=True):
+        assert low is None or low <= middle
+        assert high is None or middle <= high
+    assert curves["winner"]["model"] == "good"
+    assert curves["leads"] == [{"model": "good", "first": 1, "last": 8}]
+    assert any("adaptive" in caveat for caveat in curves["caveats"])
+    text = (results / "report" / "report.md").read_text()
+    assert "no curves cross" in text
+    assert "## Validation against test" in text
+
+
+def test_the_latex_table_escapes_names(results):
+    build_report(results)
+    table = (results / "report" / "leaderboard.tex").read_text()
+    assert r"\textless{}img src=x" in table
+    assert table.count(r"\\") == 4
+    assert latex_escape("a_b & 5%{}") == r"a\_b \& 5\%\{\}"
+
+
+def test_the_gap_between_validation_and_test_is_signed_by_the_goal(tmp_path):
+    source = read_source(make_results(tmp_path / "gap"))
+    row = next(row for row in gaps(source) if row["model"] == "good" and row["config"] == "tuned")
+    assert row["search"] == 0.95
+    assert row["optimism"] == pytest.approx(0.95 - row["validation"])
+    assert row["gap"] == pytest.approx(row["validation"] - row["test"])
+    assert row["overtuning"] is None, "a sealed test split gives no test scores of search trials"
+    flipped = replace(source, objective=Objective("accuracy", "minimize"))
+    other = next(row for row in gaps(flipped) if row["model"] == "good" and row["config"] == "tuned")
+    assert other["gap"] == pytest.approx(-row["gap"])

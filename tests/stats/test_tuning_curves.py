@@ -11,7 +11,7 @@ DODGE = [0.6, 0.7, 0.75, 0.8, 0.9]
 def test_the_selected_test_score_uses_the_weights_of_v():
     n = np.arange(1, 6)
     assert stats.expected_selected(DODGE, DODGE, n) == pytest.approx(stats.expected_best(DODGE, n))
-    flipped = stats.expected_selected([1, 2, 3], [0.3, 0.2, 0.1], [1, 100])
+    flipped = stats.expected_selected([2, 3, 1], [0.2, 0.1, 0.3], [1, 100])
     assert flipped == pytest.approx([0.2, 0.1], abs=1e-6)
 
 
