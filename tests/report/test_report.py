@@ -210,11 +210,13 @@ def test_the_latex_table_escapes_names(results):
 
 def test_the_gap_between_validation_and_test_is_signed_by_the_goal(tmp_path):
     source = read_source(make_results(tmp_path / "gap"))
+    tested = source.scores["good", "tuned", "test"]
+    tested.update({seed: score - 0.01 for seed, score in tested.items()})
     row = next(row for row in gaps(source) if row["model"] == "good" and row["config"] == "tuned")
     assert row["search"] == 0.95
     assert row["optimism"] == pytest.approx(0.95 - row["validation"])
-    assert row["gap"] == pytest.approx(row["validation"] - row["test"])
+    assert row["gap"] == pytest.approx(0.01)
     assert row["overtuning"] is None, "a sealed test split gives no test scores of search trials"
     flipped = replace(source, objective=Objective("accuracy", "minimize"))
     other = next(row for row in gaps(flipped) if row["model"] == "good" and row["config"] == "tuned")
-    assert other["gap"] == pytest.approx(-row["gap"])
+    assert other["gap"] == pytest.approx(-0.01)
