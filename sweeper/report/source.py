@@ -42,8 +42,7 @@ class Source:
     @property
     def imported(self) -> dict[str, Any] | None:
         """Where the trials were imported from, and which column became what; None for a study that sweeper ran."""
-        found: dict[str, Any] | None = self.manifest.content.get("imported")
-        return found
+        return self.manifest.imported or None
 
     def best(self, model: str) -> dict[str, Any] | None:
         """The best COMPLETE trial by validation; ties go to the lower number."""

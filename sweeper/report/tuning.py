@@ -57,7 +57,8 @@ def tuning_curves(source: Source) -> dict[str, Any]:
             "num_trials": common,
             "expected_best": sign * float(curves[ahead][-1]),
             "others": {model: sign * float(curve[-1]) for model, curve in curves.items() if model != ahead},
-            "separated": {model: _separated(found["models"], ahead, model, sign) for model in scores if model != ahead},
+            "ahead_by_band": {m: _separated(found["models"], ahead, m, sign) for m in scores if m != ahead},
+            "behind_by_band": {m: _separated(found["models"], m, ahead, sign) for m in scores if m != ahead},
         }
         found["leads"] = [asdict(lead) for lead in by_v]
         found["leads_u"] = [asdict(lead) for lead in leads(unbiased, n)]
@@ -157,10 +158,16 @@ def _sentences(source: Source, found: dict[str, Any], by_v: list[Lead]) -> list[
         spans += [f"from {lead.first} to {lead.last} trials {lead.model} leads" for lead in by_v[1:-1]]
         spans.append(f"from {by_v[-1].first} trials on {by_v[-1].model} leads")
         lines.append(f"Crossing budgets: {'; '.join(spans)}.")
-    apart = [model for model, at in winner["separated"].items() if at]
-    close = [model for model, at in winner["separated"].items() if not at]
-    if apart:
-        lines.append(f"The {CONFIDENCE:.0%} bands of {winner['model']} and {', '.join(apart)} separate at some budget.")
-    if close:
-        lines.append(f"The {CONFIDENCE:.0%} bands of {winner['model']} and {', '.join(close)} overlap at every budget.")
+    for model, at in winner["ahead_by_band"].items():
+        lines.append(_apart(winner["model"], model, at))
+    for model, at in winner["behind_by_band"].items():
+        if at:
+            lines.append(_apart(model, winner["model"], at))
     return lines
+
+
+def _apart(model: str, other: str, budgets: list[int]) -> str:
+    if not budgets:
+        return f"At no budget do the {CONFIDENCE:.0%} bands set {model} above {other}."
+    spans = f"{budgets[0]} trials" if len(budgets) == 1 else f"budgets between {budgets[0]} and {budgets[-1]} trials"
+    return f"The {CONFIDENCE:.0%} bands set {model} above {other} at {spans}."

@@ -136,7 +136,7 @@ def tuning_curve_band(
     """
     values = np.sort(_finite(scores))
     n = np.arange(1, len(values) + 1) if budgets is None else np.asarray(budgets)
-    if method != "simulated":
+    if method != "simulated" and len(values) > 1:  # opda has no highest-density interval of a single draw
         from opda.nonparametric import EmpiricalDistribution
 
         with warnings.catch_warnings():  # of ties: with them the band holds at least its level

@@ -56,3 +56,8 @@ def test_ten_thousand_scores_take_seconds_and_bounded_memory():
     assert stats.expected_best(scores, n, "u")[-1] == pytest.approx(scores.max(), abs=1e-6)
     low, _, high = stats.tuning_curve_band(scores, 0.95, n, method="simulated")
     assert (low <= high).all()
+
+
+def test_a_single_score_has_an_unbounded_band():
+    low, middle, high = stats.tuning_curve_band([0.5], 0.95)
+    assert (low[0], middle[0], high[0]) == (-np.inf, 0.5, np.inf)
