@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import sqlite3
 
 import numpy as np
 import pyarrow as pa
@@ -230,6 +231,13 @@ def test_an_optuna_storage_is_read_and_left_as_it_is(tmp_path, storage):
 
 
 def test_what_is_no_optuna_storage_is_an_error(tmp_path):
+    other = sqlite3.connect(tmp_path / "mine.db")
+    other.execute("create table mine (x)")
+    other.close()
+    before = (tmp_path / "mine.db").read_bytes()
+    with pytest.raises(InputError, match="Optuna journal file or SQLite"):
+        import_results(str(tmp_path / "mine.db"), "optuna", tmp_path / "out")
+    assert (tmp_path / "mine.db").read_bytes() == before, "Optuna would have made its tables in it"
     (tmp_path / "x.db").write_text("not a storage")
     with pytest.raises(InputError, match="Optuna journal file or SQLite"):
         import_results(str(tmp_path / "x.db"), "optuna", tmp_path / "out")
