@@ -123,6 +123,23 @@ def report(study: StudyOrResults, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RESULTS_A", help="a result folder")],
+    second: Annotated[Path, typer.Argument(metavar="RESULTS_B", help="another")],
+    accept_difference: Annotated[
+        bool,
+        typer.Option("--accept-difference", help="compare although data or metric differ; the difference is named"),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set two studies of the same data side by side."""
+    from sweeper.workflows.compare import compare as compare_results
+
+    found = compare_results(first, second, accept_difference=accept_difference)
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+
+
+@app.command()
 def export(
     study: StudyOrResults,
     target: Annotated[Path, typer.Argument(help="an empty or new folder")],

@@ -11,6 +11,7 @@ from sweeper.stats.estimates import (
     paired_bootstrap,
     paired_permutation,
     probability_of_improvement,
+    welch_interval,
 )
 from sweeper.stats.power import equivalence, fewest_pairs, minimum_detectable_effect, pairs_needed, power
 from sweeper.stats.resampling import McNemar, example_bootstrap, mcnemar, stratified_bootstrap
@@ -43,4 +44,5 @@ __all__ = [
     "stratified_bootstrap",
     "tuning_curve_band",
     "verdicts",
+    "welch_interval",
 ]
