@@ -13,7 +13,14 @@ from sweeper.stats.estimates import (
     probability_of_improvement,
     welch_interval,
 )
-from sweeper.stats.power import equivalence, fewest_pairs, minimum_detectable_effect, pairs_needed, power
+from sweeper.stats.power import (
+    equivalence,
+    fewest_pairs,
+    minimum_detectable_effect,
+    pairs_needed,
+    power,
+    undecided_effect,
+)
 from sweeper.stats.resampling import McNemar, example_bootstrap, mcnemar, stratified_bootstrap
 from sweeper.stats.verdicts import Verdict, seeds_needed, verdicts
 
@@ -43,6 +50,7 @@ __all__ = [
     "seeds_needed",
     "stratified_bootstrap",
     "tuning_curve_band",
+    "undecided_effect",
     "verdicts",
     "welch_interval",
 ]

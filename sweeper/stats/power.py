@@ -59,6 +59,8 @@ def pairs_needed(effect: float, alpha: float = 0.05, power: float = 0.8) -> int 
     At least as many as the exact sign-flip test needs to reach ``alpha``.
     """
     low, high = fewest_pairs(alpha), _MOST_PAIRS
+    if np.isinf(effect):
+        return low
     if effect == 0 or _power(effect, high, alpha) < power:
         return None
     while low < high:
@@ -68,6 +70,39 @@ def pairs_needed(effect: float, alpha: float = 0.05, power: float = 0.8) -> int 
         else:
             low = middle + 1
     return low
+
+
+def undecided_effect(effect: float, num_pairs: int, alpha: float = 0.05) -> float:
+    """Return the effect whose undecided t tests have a median size of what was observed; 0 where none is that small.
+
+    A median-unbiased estimate, conditional on the test not having reached ``alpha`` (the idea of Zhong and Prentice
+    2008, Biostatistics 9, turned from significant to undecided results). As the observed effect nears the test's
+    threshold it grows without bound; from there on it is infinite.
+
+    Parameters
+    ----------
+    effect:
+        Observed mean difference divided by the observed standard deviation of the differences; its sign is ignored.
+    num_pairs:
+        At least 2.
+    alpha:
+        Two-sided level that was not reached.
+    """
+    freedom, observed = num_pairs - 1, abs(effect) * np.sqrt(num_pairs)
+    critical = float(stats.t.isf(alpha / 2, freedom))
+
+    def inside(bound: float, shift: float) -> float:
+        return float(stats.nct.cdf(bound, freedom, shift) - np.nan_to_num(stats.nct.cdf(-bound, freedom, shift)))
+
+    def excess(shift: float) -> float:
+        return inside(observed, shift) / inside(critical, shift) - 0.5
+
+    most = 12.0 * critical
+    while inside(critical, most) < 1e-6:  # where nearly every test decides, digits are lost
+        most *= 0.8
+    if observed >= critical or excess(most) > 0:
+        return float("inf")
+    return 0.0 if excess(0.0) <= 0 else float(optimize.brentq(excess, 0.0, most) / np.sqrt(num_pairs))
 
 
 def fewest_pairs(alpha: float = 0.05) -> int:

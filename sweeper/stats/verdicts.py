@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from sweeper.stats.estimates import holm, mean_interval, paired_permutation
-from sweeper.stats.power import equivalence, fewest_pairs, pairs_needed
+from sweeper.stats.power import equivalence, fewest_pairs, pairs_needed, undecided_effect
 
 _POWER = 0.8
 _MOST_SEEDS = 1000
@@ -120,9 +120,23 @@ def _verdict(other: str, differences: NDArray[np.float64], test: _Test) -> Verdi
 def _more_seeds(differences: NDArray[np.float64], test: _Test) -> int | None:
     """Return about how many further seeds either claim, a difference or a tie, would need."""
     alpha = test.alpha / test.num_pairs
-    needed = [seeds_needed(differences, np.zeros_like(differences), alpha), _seeds_for_tie(differences, test, alpha)]
+    needed = [_seeds_for_difference(differences, alpha), _seeds_for_tie(differences, test, alpha)]
     totals = [total for total in needed if total is not None]
     return max(1, min(totals) - len(differences)) if totals else None
+
+
+def _seeds_for_difference(differences: NDArray[np.float64], alpha: float) -> int | None:
+    """Return about how many pairs would show the difference, given that these pairs have not.
+
+    Undecided pairs are a selection: their effect looks smaller than it is. `undecided_effect` allows for that; where
+    the test could not have decided anything yet, there is no selection.
+    """
+    count, spread = len(differences), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    if count < fewest_pairs(alpha) or spread == 0:
+        return seeds_needed(differences, np.zeros_like(differences), alpha)
+    effect = undecided_effect(float(differences.mean()) / spread, count, alpha)
+    needed = pairs_needed(effect, alpha, _POWER)
+    return needed if needed is not None and needed <= _MOST_SEEDS else None
 
 
 def _seeds_for_tie(differences: NDArray[np.float64], test: _Test, alpha: float) -> int | None:

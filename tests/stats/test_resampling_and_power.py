@@ -109,3 +109,15 @@ def test_the_claim_is_a_sentence():
     assert tie.claim("a", 0.01) == "a and b tie within 0.01"
     open_ = stats.verdicts({"a": [0.9, 0.91, 0.92], "b": [0.8, 0.82, 0.81]})["a"][0]
     assert open_.claim("a") == "a against b is undecided: about 3 more seeds"
+
+
+def test_the_undecided_effect_is_right_in_the_median_of_undecided_tests():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.6, 1, size=(3000, 8))
+    t = draws.mean(axis=1) / (draws.std(axis=1, ddof=1) / np.sqrt(8))
+    undecided = draws[np.abs(t) < 2.3646][:400]  # the two-sided 5% point of Student's t with 7 degrees of freedom
+    found = [stats.undecided_effect(d.mean() / d.std(ddof=1), 8) for d in undecided]
+    assert np.median(found) == pytest.approx(0.6, abs=0.1)
+    assert np.median([abs(d.mean() / d.std(ddof=1)) for d in undecided]) < 0.5, "taken at face value it is too small"
+    assert stats.undecided_effect(0.0, 8) == 0.0
+    assert stats.undecided_effect(0.84, 8) == np.inf
