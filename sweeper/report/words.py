@@ -24,6 +24,8 @@ def summary(source: Source, entries: list[dict[str, Any]]) -> str:
     for verdict in first["verdicts"]:
         if verdict["verdict"] == "beats":
             claims.append(f"it beats {verdict['other']} (p = {verdict['p_value']:.3g} after Holm)")
+        elif verdict["verdict"] == "ties with":
+            claims.append(f"it ties with {verdict['other']}")
         else:
             more = f", about {verdict['more_seeds']} more seeds would tell" if verdict["more_seeds"] else ""
             claims.append(f"against {verdict['other']} the difference is not established{more}")

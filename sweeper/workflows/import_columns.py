@@ -249,7 +249,7 @@ def _parameter(name: str) -> str | None:
 
 def _metric(column: str) -> str:
     words = [word for word in _plain(column).split("_") if word not in _VALIDATION]
-    name = "_".join(words)
+    name = "_".join("accuracy" if word == "acc" else word for word in words)
     return name if name and name not in (*_PLAIN, "best") else "score"
 
 

@@ -175,6 +175,7 @@ def test_rows_of_epochs_become_learning_curves_scored_at_the_best_epoch(tmp_path
     assert result.trials.column("best_epoch").to_pylist() == [2] * 4
     assert result.trials.column("test_value").to_pylist() == pytest.approx([0.7, 0.71, 0.7, 0.71])
     assert result.best_params["a"] == {"lr": 0.2}
+    assert result.manifest.content["objective"] == {"metric": "accuracy", "goal": "maximize"}
 
 
 def test_confirmation_runs_in_a_table_give_verdicts(tmp_path):
