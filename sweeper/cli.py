@@ -8,11 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from sweeper.core.errors import InputError, Problem, StopRequested, SweeperError
+
+if TYPE_CHECKING:
+    from sweeper.core.objective import Goal
 
 app = typer.Typer(
     name="sweeper",
@@ -120,6 +123,23 @@ def report(study: StudyOrResults, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RESULTS_A", help="a result folder")],
+    second: Annotated[Path, typer.Argument(metavar="RESULTS_B", help="another")],
+    accept_difference: Annotated[
+        bool,
+        typer.Option("--accept-difference", help="compare although data or metric differ; the difference is named"),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set two studies of the same data side by side."""
+    from sweeper.workflows.compare import compare as compare_results
+
+    found = compare_results(first, second, accept_difference=accept_difference)
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+
+
+@app.command()
 def export(
     study: StudyOrResults,
     target: Annotated[Path, typer.Argument(help="an empty or new folder")],
@@ -130,6 +150,39 @@ def export(
 
     written = [str(path) for path in export_results(_results(study), target)]
     typer.echo(json.dumps(written, indent=2) if as_json else "\n".join(written))
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="table, Optuna storage or Ray Tune folder")],
+    kind: Annotated[str, typer.Option("--as", help="optuna | wandb | ray | csv | parquet | jsonl")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="a new or empty folder")],
+    mapping: Annotated[
+        list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="such as value=val_f1; may be repeated")
+    ] = None,
+    goal: Annotated[str | None, typer.Option(help="maximize | minimize; left out: from the metric's name")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn trials that another tool ran into a result folder, and report what they allow to say."""
+    from sweeper.workflows.importing import import_results
+
+    if goal not in (None, "maximize", "minimize"):
+        raise InputError(Problem("--goal", "must be maximize or minimize", str(goal), "choose one of them"))
+    done = import_results(source, kind, output, mapping or (), cast("Goal | None", goal))
+    for note in done.notes:
+        logging.getLogger("sweeper").warning(note)
+    board = json.loads((output / "report" / "leaderboard.json").read_text())
+    curves = json.loads((output / "report" / "tuning_curves.json").read_text())
+    if as_json:
+        found: dict[str, Any] = {"results": str(output), "columns": done.columns.fields, "params": done.columns.params}
+        found |= {"num_trials": done.num_trials, "num_confirmations": done.num_confirmations, "leaderboard": board}
+        typer.echo(json.dumps(found | {"winner": curves["winner"], "leads": curves["leads"]}, indent=2))
+        return
+    chosen = "imported trials: test score of the one that validation chose; no fresh seeds"
+    _print_leaderboard(board, None if done.num_confirmations else chosen)
+    for sentence in curves["sentences"]:
+        typer.echo(sentence)
+    typer.echo(f"report: {output / 'report' / 'index.html'}")
 
 
 @app.command()
@@ -180,11 +233,12 @@ def _results(study: Path) -> Path:
     return result_paths(load_study(study)).root
 
 
-def _print_leaderboard(entries: list[dict[str, Any]]) -> None:
+def _print_leaderboard(entries: list[dict[str, Any]], title: str | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="test split, mean of the confirmation seeds [95% interval]", title_justify="left")
+    title = title or "test split, mean of the confirmation seeds [95% interval]"
+    table = Table(title=title, title_justify="left")
     for header in ("rank", "model", "tuned", "default", "trials", "device-seconds", "verdicts"):
         table.add_column(header, justify="right" if header in ("rank", "trials", "device-seconds") else "left")
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Building the report: ``index.html`` (self-contained), ``report.md`` and ``leaderboard.json``."""
+"""Building the report: a self-contained page, Markdown, LaTeX, ``leaderboard.json`` and ``tuning_curves.json``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from plotly.offline import get_plotlyjs
 
 from sweeper.core.trial import TrialState
 from sweeper.report.figures import figures
+from sweeper.report.gaps import gaps
+from sweeper.report.latex import latex
 from sweeper.report.leaderboard import leaderboard
 from sweeper.report.markdown import interval, markdown
 from sweeper.report.source import read_source
+from sweeper.report.tuning import tuning_curves
 from sweeper.report.words import boundary_flags, effort, method, summary
 from sweeper.store.paths import replace_file
 
@@ -29,6 +32,7 @@ def build_report(root: Path) -> Path:
     """
     source = read_source(root)
     entries = leaderboard(source)
+    curves = tuning_curves(source)
     environment = Environment(loader=PackageLoader("sweeper.report"), autoescape=True, trim_blocks=True)
     page = environment.get_template("report.html.j2").render(
         name=source.manifest.name,
@@ -38,7 +42,9 @@ def build_report(root: Path) -> Path:
         created_at=source.manifest.created_at,
         summary=summary(source, entries),
         entries=entries,
-        figures=figures(source, entries),
+        figures=figures(source, entries, curves),
+        curves=curves,
+        gaps=gaps(source),
         effort=effort(source),
         flags=boundary_flags(source),
         failures=[t for t in source.trials if t["state"] in (TrialState.FAIL, TrialState.INFEASIBLE)],
@@ -49,11 +55,16 @@ def build_report(root: Path) -> Path:
         plotlyjs=Markup(get_plotlyjs()),  # noqa: S704 - the library itself, not anyone's text
     )
     folder = source.paths.report
-    board = json.dumps(entries, indent=2) + "\n"
-    replace_file(folder / "leaderboard.json", lambda partial: partial.write_text(board))
-    replace_file(folder / "report.md", lambda partial: partial.write_text(markdown(source, entries)))
-    replace_file(folder / "index.html", lambda partial: partial.write_text(page, encoding="utf-8"))
+    _write(folder / "leaderboard.json", json.dumps(entries, indent=2) + "\n")
+    _write(folder / "tuning_curves.json", json.dumps(curves, allow_nan=False) + "\n")
+    _write(folder / "leaderboard.tex", latex(source, entries))
+    _write(folder / "report.md", markdown(source, entries, curves))
+    _write(folder / "index.html", page)
     return folder / "index.html"
+
+
+def _write(path: Path, text: str) -> None:
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _gain(entry: dict[str, Any]) -> str:

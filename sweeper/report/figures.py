@@ -11,15 +11,22 @@ from sweeper.core.trial import TrialState
 from sweeper.report.source import CONFIGS, Source
 
 _COLOURS = ("#3366cc", "#dc7a18", "#109618", "#990099", "#0099a8", "#b82e2e", "#66aa00", "#316395")
+_BAND = "Shaded: exact 95% band of the median best score; where it leaves the figure it has no bound."
 _CURVES = 60  # learning curves drawn per model: the best ones
 
 
-def figures(source: Source, entries: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Return (title, caption, HTML) of every figure that the data allow."""
+def figures(source: Source, entries: list[dict[str, Any]], curves: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (title, caption, HTML) of every figure that the data allow; ``curves`` is what `tuning_curves` returns."""
     metric = escape(source.objective.metric)
     drawn = [
         ("Tuned against default", f"Mean test {metric} with 95% intervals; dots are seeds.", _tuned(source, entries)),
         ("Search history", f"Validation {metric} by trial; the line is the best so far.", _history(source)),
+        ("Tuning curves", f"Expected best validation {metric} from n trials (V). {_BAND}", _tuning(source, curves, 0)),
+        (
+            "Tuning curves by cost",
+            f"The same against seconds: n times the model's mean time a trial. {_BAND}",
+            _tuning(source, curves, 1),
+        ),
         ("Learning curves", f"Validation {metric} by epoch of the best {_CURVES} trials a model.", _curves(source)),
         ("Cost beside quality", f"Mean test {metric} against device-seconds of the search.", _cost(source, entries)),
     ]
@@ -95,10 +102,43 @@ def _history(source: Source) -> go.Figure | None:
     return figure if any(len(trace.x) for trace in figure.data) else None
 
 
+def _tuning(source: Source, curves: dict[str, Any], by_cost: int) -> go.Figure | None:
+    figure = go.Figure()
+    shown = {m: e for m, e in curves["models"].items() if e["seconds_per_trial"] or not by_cost}
+    drawn = [value for e in shown.values() for value in e["expected_best"]["v"]]
+    if not drawn:
+        return None
+    bounds = [v for e in shown.values() for side in ("low", "high") for v in e["band"][side] if v is not None]
+    least, most = min(drawn + bounds), max(drawn + bounds)
+    room = 0.05 * (most - least) or 0.01
+    for model, entry in shown.items():
+        step = max(1, len(entry["n"]) // 200)
+        keep = [*range(0, len(entry["n"]) - 1, step), len(entry["n"]) - 1]
+        scale = entry["seconds_per_trial"] if by_cost else 1
+        x = [entry["n"][i] * scale for i in keep]
+        low = [entry["band"]["low"][i] if entry["band"]["low"][i] is not None else least - 9 * room for i in keep]
+        high = [entry["band"]["high"][i] if entry["band"]["high"][i] is not None else most + 9 * room for i in keep]
+        colour, name = _colour(source, model), escape(model)
+        hidden = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
+        figure.add_scatter(x=x, y=low, **hidden)
+        figure.add_scatter(x=x, y=high, fill="tonexty", fillcolor=f"rgba{(*_rgb(colour), 0.13)}", **hidden)
+        middle = [entry["expected_best"]["v"][i] for i in keep]
+        figure.add_scatter(x=x, y=middle, mode="lines", line={"color": colour}, name=name, legendgroup=name)
+    figure.update_yaxes(range=[least - room, most + room])
+    figure.update_xaxes(title="seconds of search" if by_cost else "trials", type="log")
+    return figure
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
 def _curves(source: Source) -> go.Figure | None:
     figure = go.Figure()
     by_trial: dict[str, list[dict[str, Any]]] = {}
     for row in source.measurements:
+        if row.get(source.objective.metric) is None:
+            continue
         by_trial.setdefault(row["trial_id"], []).append(row)
     metric = source.objective.metric
     for model in source.models:

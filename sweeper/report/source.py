@@ -35,10 +35,18 @@ class Source:
         """The search trials of one model, by number."""
         return [trial for trial in self.trials if trial["model"] == model]
 
+    def complete(self, model: str) -> list[dict[str, Any]]:
+        """The COMPLETE search trials of one model, by number."""
+        return [trial for trial in self.of(model) if trial["state"] == TrialState.COMPLETE]
+
+    @property
+    def imported(self) -> dict[str, Any] | None:
+        """Where the trials were imported from, and which column became what; None for a study that sweeper ran."""
+        return self.manifest.imported or None
+
     def best(self, model: str) -> dict[str, Any] | None:
         """The best COMPLETE trial by validation; ties go to the lower number."""
-        done = [trial for trial in self.of(model) if trial["state"] == TrialState.COMPLETE]
-        return min(done, key=lambda t: (self.objective.loss(t["value"]), t["number"]), default=None)
+        return min(self.complete(model), key=lambda t: (self.objective.loss(t["value"]), t["number"]), default=None)
 
 
 def read_source(root: Path) -> Source:
@@ -71,6 +79,8 @@ def read_source(root: Path) -> Source:
 def majority_baseline(source: Source) -> tuple[str, float] | None:
     """Return the most frequent training class and its share of the test split: what a constant guess scores."""
     counts = source.manifest.data["counts"]
+    if not counts.get("train"):
+        return None
     label = max(counts["train"], key=counts["train"].get)
     total = sum(counts["test"].values())
     return (label, counts["test"][label] / total) if total else None

@@ -11,6 +11,8 @@ from sweeper.report.source import Source, majority_baseline
 
 def summary(source: Source, entries: list[dict[str, Any]]) -> str:
     """Return the sentence that can be quoted."""
+    if source.imported and not source.scores:
+        return _imported_summary(source, entries)
     confirmed = [entry for entry in entries if entry["tuned"]["mean"] is not None]
     if not confirmed:
         return "No model has been confirmed on the test split yet: nothing can be claimed."
@@ -22,6 +24,8 @@ def summary(source: Source, entries: list[dict[str, Any]]) -> str:
     for verdict in first["verdicts"]:
         if verdict["verdict"] == "beats":
             claims.append(f"it beats {verdict['other']} (p = {verdict['p_value']:.3g} after Holm)")
+        elif verdict["verdict"] == "ties with":
+            claims.append(f"it ties with {verdict['other']}")
         else:
             more = f", about {verdict['more_seeds']} more seeds would tell" if verdict["more_seeds"] else ""
             claims.append(f"against {verdict['other']} the difference is not established{more}")
@@ -30,6 +34,8 @@ def summary(source: Source, entries: list[dict[str, Any]]) -> str:
 
 def method(source: Source) -> list[str]:
     """Return paragraphs on what was done and what the claim covers."""
+    if source.imported:
+        return _imported_method(source)
     content, manifest = source.manifest.content, source.manifest
     search, seeds = content["search"], manifest.seeds["confirmation"]
     counts = {split: sum(classes.values()) for split, classes in manifest.data["counts"].items()}
@@ -107,6 +113,53 @@ def boundary_flags(source: Source) -> list[str]:
                     f"{entry['name']}: the best {name}, {value:.4g}, lies at the {end} end of its range; widen it"
                 )
     return lines
+
+
+def _imported_summary(source: Source, entries: list[dict[str, Any]]) -> str:
+    metric = source.objective.metric
+    count = sum(entry["num_trials"] for entry in entries)
+    tested = [entry for entry in entries if entry["tuned"]["mean"] is not None]
+    text = f"From {count} imported trials of {len(entries)} models, which were not confirmed with fresh seeds: "
+    if tested:
+        scores = ", ".join(f"{entry['model']} {entry['tuned']['mean']:.4f}" for entry in tested)
+        text += f"the trial that validation chose scores on test {metric}: {scores}. "
+        text += "One run each shows no difference that other seeds must repeat."
+    else:
+        text += f"there are validation scores ({metric}) only, so nothing can be claimed of other data."
+    return text
+
+
+def _imported_method(source: Source) -> list[str]:
+    """Return what was imported and, one by one, what cannot be claimed from it."""
+    imported = source.imported or {}
+    columns = ", ".join(f"{name} from {column!r}" for name, column in imported["columns"].items())
+    lines = [
+        (
+            f"Imported from {imported['source']} (as {imported['format']}, SHA-256 {imported['sha256'][:12]}); sweeper "
+            f"did not run these trials. Columns: {columns}. Metric: {source.objective.metric}, {source.objective.goal}."
+        ),
+        (
+            "What cannot be claimed: the search may not have been independent draws (tuning curves and bands hold for "
+            "those only), nor equal in space and budget between the models; early stopping, retries and choices made "
+            "by hand are not known."
+        ),
+    ]
+    if source.scores:
+        lines.append(
+            "Confirmation runs were imported with their seeds; that the search never used these seeds is not known. "
+            "Intervals are Student's t over them (95%), verdicts exact sign-flip tests, Holm-adjusted over all pairs."
+        )
+    else:
+        lines.append(
+            "No fresh seeds: each model stands for one run of its best trial, chosen among many; its scores flatter."
+        )
+    lines.append(
+        "The test split was not sealed: whoever made the table could see test scores while tuning. The data are not "
+        "known here (no fingerprint), so splits cannot be checked for equality or leakage."
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in source.manifest.versions.items())
+    lines.append(f"Versions that read it: {versions}.")
+    return lines + [f"Note: {note}" for note in source.manifest.notes]
 
 
 _FINAL = [state.value for state in TrialState if state.is_final]

@@ -44,6 +44,21 @@ def mean_interval(scores: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def welch_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return mean(a) - mean(b) of (n,) and (m,) unpaired scores with Welch's t interval (Welch 1947).
+
+    None bounds where one has fewer than two scores.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    difference = float(x.mean() - y.mean())
+    if min(len(x), len(y)) < 2:
+        return Interval(difference, None, None)
+    if np.ptp(x) == np.ptp(y) == 0:
+        return Interval(difference, difference, difference)
+    bounds = stats.ttest_ind(x, y, equal_var=False).confidence_interval(confidence)
+    return Interval(difference, float(bounds.low), float(bounds.high))
+
+
 def interquartile_mean(scores: ArrayLike) -> float:
     """Return the mean of the middle half: a 25% trimmed mean over all entries (Agarwal et al. 2021, rliable)."""
     return float(stats.trim_mean(np.asarray(scores, dtype=np.float64).ravel(), 0.25))

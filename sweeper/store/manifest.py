@@ -29,6 +29,8 @@ class Manifest:
         One entry per opening of the test split: when, why, how many runs.
     accepted_changes:
         Differences that a resume was told to accept.
+    imported:
+        For trials that sweeper did not run: ``source``, ``format``, ``sha256``, ``columns``; else empty.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Manifest:
     test_openings: list[dict[str, Any]] = field(default_factory=list)
     accepted_changes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    imported: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

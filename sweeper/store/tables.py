@@ -27,7 +27,7 @@ from sweeper.store.state import StudyState
 SCHEMA = 1
 
 _TIME = pa.timestamp("us", tz="UTC")
-_TRIALS = [
+TRIALS = [
     ("trial_id", pa.string()),
     ("number", pa.int64()),
     ("model", pa.string()),
@@ -46,7 +46,7 @@ _TRIALS = [
     ("params", pa.string()),
     ("effective", pa.string()),
 ]
-_MEASUREMENTS = [
+MEASUREMENTS = [
     ("trial_id", pa.string()),
     ("model", pa.string()),
     ("epoch", pa.int64()),
@@ -54,7 +54,7 @@ _MEASUREMENTS = [
     ("train_loss", pa.float64()),
     ("validation_loss", pa.float64()),
 ]
-_CONFIRMATIONS = [
+CONFIRMATIONS = [
     ("model", pa.string()),
     ("config", pa.string()),
     ("seed", pa.int64()),
@@ -63,7 +63,7 @@ _CONFIRMATIONS = [
     ("value", pa.float64()),
     ("elapsed_seconds", pa.float64()),
 ]
-_PREDICTIONS = [
+PREDICTIONS = [
     ("model", pa.string()),
     ("config", pa.string()),
     ("seed", pa.int64()),
@@ -87,13 +87,13 @@ class Tables:
 def write_tables(paths: ResultPaths, state: StudyState, objective: Objective) -> None:
     """Write all four tables from the ledger's state and the predictions' parts."""
     search = [record for record in state.trials.values() if record.spec.kind is TrialKind.SEARCH]
-    _write(paths.trials, _trials(search))
-    _write(paths.measurements, _measurements(search))
-    _write(paths.confirmations, _confirmations(state, objective))
+    write_table(paths.trials, _trials(search))
+    write_table(paths.measurements, _measurements(search))
+    write_table(paths.confirmations, _confirmations(state, objective))
     parts = [paths.predictions_part(trial_id) for trial_id in state.frozen or () if trial_id in state.tested]
     tables = [pq.read_table(part) for part in parts if part.is_file()]
     if tables or not paths.predictions.exists():  # parts live in scratch, which may have been deleted since
-        _write(paths.predictions, pa.concat_tables(tables) if tables else _table([], _PREDICTIONS))
+        write_table(paths.predictions, pa.concat_tables(tables) if tables else make_table([], PREDICTIONS))
 
 
 def read_tables(paths: ResultPaths) -> Tables:
@@ -131,7 +131,7 @@ def write_predictions(
         "prediction": pa.array(predictions, pa.int64()),
         "probabilities": pa.ListArray.from_arrays(offsets, pa.array(probabilities.ravel(), pa.float32())),
     }
-    _write(path, pa.table(columns, schema=pa.schema(_PREDICTIONS)))
+    write_table(path, pa.table(columns, schema=pa.schema(PREDICTIONS)))
 
 
 def _trials(records: Sequence[TrialRecord]) -> pa.Table:
@@ -161,11 +161,11 @@ def _trials(records: Sequence[TrialRecord]) -> pa.Table:
                 **{f"params_{name}": spec.params.get(name) for name in names},
             }
         )
-    columns = [(f"params_{name}", _type(record.spec.params.get(name) for record in records)) for name in names]
+    columns = [(f"params_{name}", column_type(record.spec.params.get(name) for record in records)) for name in names]
     for row in rows:
         for name, kind in columns:
             row[name] = _as(row[name], kind)
-    return _table(rows, _TRIALS + columns)
+    return make_table(rows, TRIALS + columns)
 
 
 def _measurements(records: Sequence[TrialRecord]) -> pa.Table:
@@ -183,7 +183,7 @@ def _measurements(records: Sequence[TrialRecord]) -> pa.Table:
         for record in records
         for m in record.measurements
     ]
-    return _table(rows, _MEASUREMENTS + [(name, pa.float64()) for name in metrics])
+    return make_table(rows, MEASUREMENTS + [(name, pa.float64()) for name in metrics])
 
 
 def _confirmations(state: StudyState, objective: Objective) -> pa.Table:
@@ -210,14 +210,16 @@ def _confirmations(state: StudyState, objective: Objective) -> pa.Table:
             for split, metrics in scores
             for metric, value in metrics.items()
         )
-    return _table(rows, _CONFIRMATIONS)
+    return make_table(rows, CONFIRMATIONS)
 
 
-def _table(rows: list[dict[str, Any]], fields: list[tuple[str, pa.DataType]]) -> pa.Table:
+def make_table(rows: list[dict[str, Any]], fields: list[tuple[str, pa.DataType]]) -> pa.Table:
+    """Return rows as a table with these columns; a key that a row lacks is null."""
     return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a result table, stamped with its schema's version; readers see the old file or the new one."""
     stamped = table.replace_schema_metadata({"sweeper_schema": str(SCHEMA)})
     replace_file(path, lambda partial: pq.write_table(stamped, partial, compression="zstd"))
 
@@ -238,7 +240,7 @@ def _read(path: Path) -> pa.Table:
     return table
 
 
-def _type(values: Iterable[Any]) -> pa.DataType:
+def column_type(values: Iterable[Any]) -> pa.DataType:
     """Return the narrowest common type of a hyperparameter's values; mixed ones become text."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {bool}:

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sweeper import stats
+
+DODGE = [0.6, 0.7, 0.75, 0.8, 0.9]
+
+
+def test_the_selected_test_score_uses_the_weights_of_v():
+    n = np.arange(1, 6)
+    assert stats.expected_selected(DODGE, DODGE, n) == pytest.approx(stats.expected_best(DODGE, n))
+    flipped = stats.expected_selected([2, 3, 1], [0.2, 0.1, 0.3], [1, 100])
+    assert flipped == pytest.approx([0.2, 0.1], abs=1e-6)
+
+
+def test_draws_that_tie_on_validation_share_their_weight():
+    for test in ([0.0, 1.0], [1.0, 0.0]):
+        assert stats.expected_selected([5, 5], test, [1, 7]) == pytest.approx([0.5, 0.5])
+
+
+def test_leads_name_the_budgets_where_curves_cross():
+    n = [1, 2, 3, 4]
+    found = stats.leads({"a": [0.1, 0.2, 0.3, 0.4], "b": [0.2, 0.2, 0.2, 0.2]}, n)
+    assert found == [stats.Lead("b", 1, 2), stats.Lead("a", 3, 4)]
+
+
+def test_the_simulated_band_is_opdas_equal_tailed_one():
+    scores = np.random.default_rng(3).normal(size=60)
+    theirs = stats.tuning_curve_band(scores, 0.9, method="ld_equal_tailed")
+    ours = stats.tuning_curve_band(scores, 0.9, method="simulated")
+    for mine, opda in zip(ours, theirs, strict=True):
+        finite = np.isfinite(mine) & np.isfinite(opda)
+        assert finite.sum() >= 5
+        assert (np.isinf(mine) == np.isinf(opda)).mean() > 0.9
+        assert np.mean(mine[finite] == opda[finite]) > 0.9, "same order statistics but at the odd rounding"
+
+
+def test_the_simulated_band_covers_all_budgets_at_once():
+    rng = np.random.default_rng(0)
+    n = np.arange(1, 101)
+    truth = 0.5 ** (1 / n)  # the median of the best of n uniform draws
+    hits = 0
+    for _ in range(300):
+        low, middle, high = stats.tuning_curve_band(rng.random(100), 0.8, method="simulated")
+        assert (low <= middle).all()
+        assert (middle <= high).all()
+        hits += bool(((low <= truth) & (truth <= high)).all())
+    assert hits / 300 >= 0.8 - 2 * np.sqrt(0.16 / 300)
+
+
+def test_ten_thousand_scores_take_seconds_and_bounded_memory():
+    scores = np.random.default_rng(0).random(10_000)
+    n = np.unique(np.geomspace(1, 10_000, 300).astype(int))
+    assert stats.expected_best(scores, n, "u")[-1] == pytest.approx(scores.max(), abs=1e-6)
+    low, _, high = stats.tuning_curve_band(scores, 0.95, n, method="simulated")
+    assert (low <= high).all()
+
+
+def test_a_single_score_has_an_unbounded_band():
+    low, middle, high = stats.tuning_curve_band([0.5], 0.95)
+    assert (low[0], middle[0], high[0]) == (-np.inf, 0.5, np.inf)
