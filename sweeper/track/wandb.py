@@ -44,6 +44,9 @@ FINISH_SECONDS = 15.0
 STUDY_FINISH_SECONDS = 600.0
 """The study's run carries checkpoints; whoever waits sets a shorter limit."""
 
+_BEGAN = "began"
+"""A file beside the run file from the moment a row may be sent; the run file itself is written late."""
+
 _KEY = re.compile(r"\b(?:local-)?[0-9a-f]{40}\b|wandb_v\d_\w+", re.IGNORECASE)
 
 
@@ -127,6 +130,9 @@ class WandbTracker:
         except ImportError as error:
             raise TrackingError(f"wandb cannot be imported: {error}") from None
         self._wandb = wandb
+        for home in self.folder.glob("run-*"):
+            if not (home / _BEGAN).exists():
+                shutil.rmtree(home, ignore_errors=True)  # a server was asked and never answered: it has no rows
         for file in run_files(self.folder):
             self._files.setdefault(file.run_id, []).append(_light(file))
 
@@ -205,7 +211,6 @@ class WandbTracker:
     def _begin(self, content: RunContent, known: set[int]) -> _OpenRun:
         """Start or resume a run."""
         assert self._study is not None, "open_study comes first"
-        folders = set(self.folder.glob(f"run-*-{content.run_id}"))
         is_study = content.job_type == "report"
         settings = self._wandb.Settings(
             console="off",
@@ -252,9 +257,8 @@ class WandbTracker:
                 settings=settings,
             )
         except Exception as error:
-            for folder in set(self.folder.glob(f"run-*-{content.run_id}")) - folders:
-                shutil.rmtree(folder, ignore_errors=True)  # nothing was sent for it
             raise TrackingError(redact(f"W&B could not begin run {content.name}: {_first_line(error)}")) from None
+        (Path(run.dir).parent / _BEGAN).touch()
         step = "trials_ended" if is_study else "epoch"
         metric = self._study.objective.metric
         run.define_metric(step)

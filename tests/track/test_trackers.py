@@ -115,6 +115,7 @@ def test_a_run_that_was_online_is_left_to_the_server_when_offline(tmp_path):
         tracker.update_trial(state)
     tracker.close()
     (file,) = run_files(tmp_path / "wandb")
+    (file.path.parent / "began").touch()
     file.path.parent.rename(file.path.parent.with_name(file.path.parent.name.removeprefix("offline-")))
     tracker = WandbTracker(WandbOptions(project="p"), "offline")
     tracker.open_study(study_info(tmp_path))

@@ -31,7 +31,11 @@ class Stub:
         class Handler(_Handler):
             server_state = stub
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_):
+                """Clients that are killed leave connections behind: no news."""
+
+        self.server = Server(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -75,7 +79,7 @@ class Stub:
         for name in (
             "RunResumeStatus", "UpsertBucket", "CreateRunFiles", "Viewer", "ServerInfo", "ServerFeatures",
             "CreateArtifactManifest", "UpdateArtifactManifest", "CreateArtifactFiles", "CommitArtifact",
-            "CreateArtifact", "TypeFields", "InputFields",
+            "CreateArtifact", "ArtifactType", "TypeFields", "InputFields",
         ):  # fmt: skip
             if f" {name}" in query.split("{")[0]:
                 return getattr(self, f"_{name.lower()}")(variables)
@@ -152,6 +156,9 @@ class Stub:
         sequence = {"id": "S", "latestArtifact": None}
         artifact = {"id": "A-" + name, "state": "PENDING", "artifactSequence": sequence}
         return {"createArtifact": {"artifact": artifact}}
+
+    def _artifacttype(self, _):
+        return {"project": None}
 
     def _createartifactmanifest(self, v):
         file = {"id": "F", "name": "wandb_manifest.json", "displayName": "m", "uploadUrl": f"{self.url}/upload/manifest",
