@@ -4,7 +4,7 @@
 
 ``cost``: 300 trials of three epochs on as many lanes as there are cores. Lanes are processes that compute, so a
 tracking process that takes processor time is felt. The driver writes the real ledger (fsync an event) and starts the
-real tracking process; arms run in alternation: no tracking, W&B offline, W&B online against a stub of the server, the same
+real tracking process; arms run in alternation: no tracking, W&B offline, W&B online against a stub of the server, and
 with a server that stops answering halfway. A ratio is the best wall-clock time over that without tracking, the wait
 at the end included. Memory is the sum of the peaks of the tracking process and its client.
 
@@ -65,7 +65,7 @@ def sweep(root: Path, num_trials: int, loops: int, tracking: dict[str, Any], hal
     lanes = len(os.sched_getaffinity(0))
     manager = multiprocessing.Manager()
     answers = manager.Queue()
-    peak: dict[int, int] = {}
+    peak: dict[int, tuple[int, float]] = {}
     said: list[str] = []
     with multiprocessing.Pool(lanes) as pool:
         pool.map(abs, range(lanes))
@@ -121,14 +121,15 @@ def sweep(root: Path, num_trials: int, loops: int, tracking: dict[str, Any], hal
     return {
         "seconds": seconds,
         "end_wait_seconds": seconds - search_seconds,
-        "peak_megabytes": sum(peak.values()) / 1024,
+        "peak_megabytes": sum(memory for memory, _ in peak.values()) / 1024,
+        "tracking_processor_seconds": sum(processor for _, processor in peak.values()),
         "num_processes": len(peak),
         "said": said,  # type: ignore[dict-item]
     }
 
 
-def sample(child: int, peak: dict[int, int]) -> None:
-    """Note the peak memory (KiB) of the tracking process and of its children."""
+def sample(child: int, peak: dict[int, tuple[int, float]]) -> None:
+    """Note the peak memory (KiB) and processor time (s) of the tracking process and of its children."""
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
@@ -136,7 +137,9 @@ def sample(child: int, peak: dict[int, int]) -> None:
             continue
         pid = int(status.parent.name)
         if (pid == child or int(fields["PPid"]) == child) and "VmHWM" in fields:
-            peak[pid] = max(peak.get(pid, 0), int(fields["VmHWM"].split()[0]))
+            ticks = (status.parent / "stat").read_text().rpartition(")")[2].split()[11:13]
+            processor = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+            peak[pid] = (int(fields["VmHWM"].split()[0]), processor)
 
 
 @contextmanager
@@ -152,7 +155,7 @@ def cost(num_trials: int, epoch_seconds: float, repeats: int) -> dict[str, Any]:
     began, loops = time.perf_counter(), 200_000
     sum(i * i % 7 for i in range(loops))
     loops = int(loops * epoch_seconds / (time.perf_counter() - began))
-    arms: dict[str, list[dict[str, float]]] = {"off": [], "offline": [], "online": [], "hang": []}
+    arms: dict[str, Any] = {"off": [], "offline": [], "online": [], "hang": []}
     offline = {"wandb": {"project": "p", "mode": "offline"}}
     online = {"wandb": {"project": "p", "mode": "online"}}
     for _ in range(repeats):
@@ -167,7 +170,7 @@ def cost(num_trials: int, epoch_seconds: float, repeats: int) -> dict[str, Any]:
     base = min(run["seconds"] for run in arms["off"])
     return {
         "num_trials": num_trials,
-        **{name: runs for name, runs in arms.items()},
+        **arms,
         "ratio": {name: min(run["seconds"] for run in runs) / base for name, runs in arms.items()},
     }
 
@@ -205,10 +208,14 @@ def rounds(count: int) -> dict[str, Any]:
         for number in range(count):
             arguments = [json.dumps(homes), str(root), json.dumps(tracking), "30", "0.01"]
             driver = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE)
-            threading.Timer(rng.uniform(1.0, 3.0), driver.kill).start()
+            assert driver.stdout is not None
+            driver.stdout.readline()  # the tracking process has been started
+            timer = threading.Timer(rng.uniform(0.1, 3.0), driver.kill)
+            timer.start()
             kills += driver.wait() != 0
+            timer.cancel()
             replay(root, mode="offline")
-            num_epochs = lost(root)
+            num_epochs += lost(root)
             if driver.returncode == 0:
                 studies_done += 1
                 root = Path(folder) / str(number + 1)
@@ -217,7 +224,7 @@ def rounds(count: int) -> dict[str, Any]:
         "rounds": count,
         "kills": kills,
         "studies_completed": studies_done,
-        "epochs_in_last": num_epochs,
+        "epochs_compared": num_epochs,
         "lost": 0,
         "doubled": 0,
     }

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweeper.core.objective import Objective
+from sweeper.core.space import Params
 from sweeper.core.trial import Measurement, TrialKind, TrialRecord, TrialSpec, TrialState
 from sweeper.track.base import StudyInfo, StudyReport, TrackedTrial, Tracker
 
@@ -34,7 +35,7 @@ def study_info(root: Path) -> StudyInfo:
 def life_of(number: int, last: TrialState, *, num_epochs: int = 3) -> list[TrackedTrial]:
     """Return every state of a trial from WAITING to ``last``, as a tracker is told them."""
     name = f"bert-t{number:04d}"
-    params = {"learning_rate": 10.0 ** -(number + 2), "unfreezing": "full", "frozen": number % 2 == 0}
+    params: Params = {"learning_rate": 10.0 ** -(number + 2), "unfreezing": "full", "frozen": number % 2 == 0}
     spec = TrialSpec(trial_id=name, number=number, model="bert", params=params, seed=2 * number, max_epochs=num_epochs)
     record = TrialRecord(spec=spec)
     states = [TrackedTrial(record=record)]
