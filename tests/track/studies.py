@@ -71,6 +71,7 @@ def story(num_trials=4, seed=0, confirm=True):
             )  # fmt: skip
             lives.append(life(spec, TrialState.COMPLETE, rng))
     ids = [one[0][1]["trial_id"] for one in lives]
+    events += [one.pop(0) for one in lives]
     events += [("confirmation_frozen", {"trial_ids": ids}), *interleave(lives, rng)]
     events += [("test_opened", {"reason": "confirmation", "num_runs": len(ids)})]
     for name in ids:
