@@ -222,7 +222,7 @@ class WandbTracker:
             finish_timeout=STUDY_FINISH_SECONDS if is_study else FINISH_SECONDS,
             finish_timeout_raises=True,
             stop_on_fatal_error=True,
-            stop_fn=self._stop_requested,
+            stop_fn=lambda: self._stop_requested(),  # a plain function: W&B copies its settings in depth
             max_end_of_run_history_metrics=0,
             max_end_of_run_summary_metrics=0,
             x_disable_stats=True,
