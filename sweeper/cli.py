@@ -140,6 +140,20 @@ def compare(
 
 
 @app.command()
+def track(
+    study: StudyOrResults,
+    mode: Annotated[str | None, typer.Option(help="online, offline or shared; in the place of the study's")] = None,
+) -> None:
+    """Bring a finished or crashed study into its trackers; what is there already is not written again."""
+    from sweeper.workflows.tracking import replay
+
+    if mode not in (None, "online", "offline", "shared"):
+        raise InputError(Problem("--mode", "must be online, offline or shared", str(mode), "choose one of them"))
+    for line in replay(_results(study), mode=mode) or ["tracked"]:
+        typer.echo(line)
+
+
+@app.command()
 def export(
     study: StudyOrResults,
     target: Annotated[Path, typer.Argument(help="an empty or new folder")],

@@ -180,18 +180,36 @@ class ConfirmSpec(_Section):
 class WandbSpec(_Section):
     """Weights & Biases. None: W&B's own environment variables decide."""
 
-    project: str | None = None
-    entity: str | None = None
-    mode: Literal["online", "offline", "disabled", "shared"] | None = None
-    host: str | None = None
-    tags: list[str] = Field(default_factory=list)
-    notes: str | None = None
+    project: str | None = Field(None, description="None: WANDB_PROJECT, or W&B's own default")
+    entity: str | None = Field(None, description="None: WANDB_ENTITY, or the user's own")
+    mode: Literal["online", "offline", "disabled", "shared"] | None = Field(
+        None, description="None: WANDB_MODE, or online"
+    )
+    host: str | None = Field(None, description="address of the server; None: WANDB_BASE_URL, or W&B's own")
+    tags: list[str] = Field(default_factory=list, description="added to every run")
+    notes: str | None = Field(None, description="added to every run")
+
+    @field_validator("host")
+    @classmethod
+    def _no_credentials(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", value):
+            raise ValueError("must be http(s)://HOST[:PORT] without user or key: those come from W&B's own places")
+        return value.rstrip("/") if value is not None else None
+
+
+class MlflowSpec(_Section):
+    """MLflow, by the extra ``mlflow``. None: MLflow's own environment variables decide."""
+
+    tracking_uri: str | None = Field(None, description="None: MLFLOW_TRACKING_URI, or mlflow.db in the result folder")
+    experiment: str | None = Field(None, description="None: the study's name")
 
 
 class TrackingSpec(_Section):
-    """Where trials are followed beside the terminal."""
+    """Where trials are followed beside the terminal. No failure there costs the study anything."""
 
     wandb: WandbSpec | None = None
+    mlflow: MlflowSpec | None = None
+    tensorboard: bool = Field(False, description="write event files into RESULTS/tensorboard")
 
 
 class ClusterSpec(_Section):

@@ -131,6 +131,43 @@ class Ledger:
         self._file = self.path.open("ab")
 
 
+class LedgerTail:
+    """Reads a ledger that another process is writing, without its lock: each `poll` returns the events added since.
+
+    Only whole lines are taken; a torn last line is read once it is whole, or never. Memory does not grow with the
+    ledger.
+    """
+
+    def __init__(self, paths: ResultPaths) -> None:
+        self.path = paths.ledger
+        self._offset = 0
+        self._number = 0
+
+    def poll(self) -> list[Event]:
+        """Return the new events, the oldest first; none when the file does not exist yet.
+
+        Raises
+        ------
+        InputError
+            When a line is damaged, or the writer took back what had been read: start again with a new tail.
+        """
+        try:
+            with self.path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._offset:
+                    raise _damaged(self.path, self._number, "it was cut back after a failed write")
+                file.seek(self._offset)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        *lines, tail = content.split(b"\n")
+        events = [_event(self.path, self._number + index, line) for index, line in enumerate(lines)]
+        if events and self._number == 0:
+            _check_schema(self.path, events[0])
+        self._offset += len(content) - len(tail)
+        self._number += len(events)
+        return events
+
+
 def _line(event: Event) -> bytes:
     body = {"n": event.n, "t": event.t, "kind": event.kind, **_encode(event.payload)}
     text = json.dumps(body, separators=(",", ":"), allow_nan=False)
@@ -146,11 +183,15 @@ def _parse(path: Path) -> tuple[list[Event], int, int]:
     *lines, tail = content.split(b"\n")
     events = [_event(path, number, line) for number, line in enumerate(lines)]
     if events:
-        schema = events[0].payload.get("schema")
-        if events[0].kind != "ledger_created" or schema != SCHEMA:
-            remedy = "use the version of sweeper that wrote it"
-            raise InputError(Problem(f"{path}:1", f"schema must be {SCHEMA}", str(schema), remedy))
+        _check_schema(path, events[0])
     return events, len(content) - len(tail), len(tail)
+
+
+def _check_schema(path: Path, first: Event) -> None:
+    schema = first.payload.get("schema")
+    if first.kind != "ledger_created" or schema != SCHEMA:
+        remedy = "use the version of sweeper that wrote it"
+        raise InputError(Problem(f"{path}:1", f"schema must be {SCHEMA}", str(schema), remedy))
 
 
 def _event(path: Path, number: int, line: bytes) -> Event:

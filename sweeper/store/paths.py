@@ -59,6 +59,16 @@ class ResultPaths:
         return self.root / "wandb"
 
     @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, a folder a trial."""
+        return self.root / "tensorboard"
+
+    @property
+    def tracking_log(self) -> Path:
+        """What the tracking process and its clients said."""
+        return self.scratch / "tracking.log"
+
+    @property
     def ledger(self) -> Path:
         """The append-only record of everything that happened."""
         return self.root / "ledger.jsonl"

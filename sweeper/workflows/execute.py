@@ -28,6 +28,7 @@ from sweeper.workflows.export import write_best
 from sweeper.workflows.manifest import open_manifest, record_openings
 from sweeper.workflows.progress import Progress
 from sweeper.workflows.study import Study
+from sweeper.workflows.tracking import Tracking
 
 logger = logging.getLogger("sweeper")
 
@@ -43,7 +44,11 @@ def execute(study: Study, interrupted: Callable[[], bool]) -> None:
         When ``interrupted`` said so.
     """
     paths = study.paths
-    with Ledger.open(paths) as ledger, Progress(study.plan) as progress:
+    with (
+        Ledger.open(paths) as ledger,
+        Progress(study.plan) as progress,
+        Tracking(paths, study.spec.tracking, progress.say) as tracking,
+    ):
         for text in ledger.notes:
             progress.say(text)
         state = StudyState.replay(ledger.events())
@@ -51,14 +56,20 @@ def execute(study: Study, interrupted: Callable[[], bool]) -> None:
         book = Book(ledger, state, study.objective, study.spec.training.num_workers, [progress])
         progress.follow(book)
         try:
-            if not _is_finished(state):
+            finished = _is_finished(state)
+            if not finished:
                 book.write("study_opened", plan_hash=study.plan.plan_hash, reason="run")
+            tracking.start()
+            if not finished:
                 _on_ray(study, book, progress, interrupted)
         finally:
             write_tables(paths, state, study.objective)
         progress.phase("report")
         write_best(study, state)
         build_report(paths.root)
+        for text in tracking.finish():
+            if text not in state.notes:
+                book.write("note", text=text)
         shutil.rmtree(paths.snapshots_root, ignore_errors=True)
         shutil.rmtree(paths.scratch / "ray", ignore_errors=True)
 

@@ -132,8 +132,6 @@ def _unsupported(spec: StudySpec) -> list[Problem]:
 
 def _warn_of_ignored(spec: StudySpec) -> None:
     """Say which settings of the contract this version does not act on yet."""
-    if spec.tracking.wandb is not None:
-        logger.warning("tracking.wandb is ignored by this version: nothing is sent to W&B")
     if spec.training.activation_cache is True:
         logger.warning("training.activation_cache is ignored by this version: frozen blocks are run in every step")
 

@@ -1,0 +1,252 @@
+"""What tracking costs a sweep, and whether it loses or doubles anything.
+
+    python benchmarks/tracking.py --json OUT.json
+
+``cost``: 300 trials of three epochs on as many lanes as there are cores. Lanes are processes that compute, so a
+tracking process that takes processor time is felt. The driver writes the real ledger (fsync an event) and starts the
+real tracking process; arms run in alternation: no tracking, W&B offline, W&B online against a stub of the server, and
+with a server that stops answering halfway. A ratio is the best wall-clock time over that without tracking, the wait
+at the end included. Memory is the sum of the peaks of the tracking process and its client.
+
+``rounds``: a sweep in a process of its own is killed (SIGKILL, at a random moment) and started again; after each kill
+``sweeper track`` replays it. The epochs of every trial in W&B's files must be those of ``measurements.parquet``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / "track"), str(Path(__file__).parents[1])]
+
+import studies  # noqa: E402
+from machine import facts  # noqa: E402
+from wandb_stub import Stub  # noqa: E402
+
+from sweeper.core.objective import Objective  # noqa: E402
+from sweeper.core.trial import TrialKind, TrialSpec, TrialState  # noqa: E402
+from sweeper.spec.study import TrackingSpec  # noqa: E402
+from sweeper.store.ledger import Ledger  # noqa: E402
+from sweeper.store.paths import ResultPaths  # noqa: E402
+from sweeper.store.state import StudyState, encode_measurement, encode_spec  # noqa: E402
+from sweeper.store.tables import read_tables, write_tables  # noqa: E402
+from sweeper.track.wandb_files import run_files  # noqa: E402
+from sweeper.workflows.tracking import Tracking, replay  # noqa: E402
+
+EPOCHS = 3
+OBJECTIVE = Objective("accuracy", "maximize")
+
+
+def burn(trial: int, loops: int, answers: Any) -> int:
+    """Train: compute, and report after each epoch."""
+    for epoch in range(1, EPOCHS + 1):
+        total = 0
+        for i in range(loops):
+            total += i * i % 7
+        answers.put((trial, epoch))
+    return trial
+
+
+def sweep(root: Path, num_trials: int, loops: int, tracking: dict[str, Any], halfway: Any = None) -> dict[str, float]:
+    """Run a sweep of trials that only burn time, and return what it took."""
+    paths = studies.prepare(root)
+    lanes = len(os.sched_getaffinity(0))
+    manager = multiprocessing.Manager()
+    answers = manager.Queue()
+    peak: dict[int, tuple[int, float]] = {}
+    said: list[str] = []
+    with multiprocessing.Pool(lanes) as pool:
+        pool.map(abs, range(lanes))
+        began = time.monotonic()
+        with (
+            Ledger.open(paths) as ledger,
+            Tracking(paths, TrackingSpec.model_validate(tracking), said.append) as tracker,
+        ):
+            ledger.append("study_opened", plan_hash="p" * 64, reason="run")
+            tracker.start()
+            child = tracker._process.pid if tracker._process else None
+            waiting, left = list(range(num_trials)), num_trials * EPOCHS
+
+            def start() -> None:
+                number = waiting.pop(0)
+                spec = TrialSpec(
+                    trial_id=f"bert-t{number:04d}",
+                    number=number,
+                    model="bert",
+                    params={"learning_rate": 1e-3},
+                    seed=number,
+                    max_epochs=EPOCHS,
+                )
+                ledger.append("trial_asked", **encode_spec(spec), attributes={})
+                ledger.append(
+                    "segment_started", trial_id=spec.trial_id, attempt=0, from_epoch=0, node="n", effective={}
+                )
+                pool.apply_async(burn, (number, loops, answers))
+
+            for _ in range(lanes):
+                start()
+            while left:
+                number, epoch = answers.get()
+                left -= 1
+                name = f"bert-t{number:04d}"
+                measurement = encode_measurement(studies.measurement(epoch, 0.5 + epoch / 10))
+                ledger.append("measurement", trial_id=name, attempt=0, **measurement)
+                if halfway and left == num_trials * EPOCHS // 2:
+                    halfway()
+                if epoch == EPOCHS:
+                    ledger.append(
+                        "trial_ended", trial_id=name, state="COMPLETE", value=0.8, best_epoch=3, reason="", trace="",
+                        elapsed_seconds=4.5, device_seconds=4.5,
+                    )  # fmt: skip
+                    if child and number % 20 == 0:
+                        sample(child, peak)
+                    if waiting:
+                        start()
+            search_seconds = time.monotonic() - began
+            studies.finish(paths)
+            tracker.finish()
+        seconds = time.monotonic() - began
+    return {
+        "seconds": seconds,
+        "end_wait_seconds": seconds - search_seconds,
+        "peak_megabytes": sum(memory for memory, _ in peak.values()) / 1024,
+        "tracking_processor_seconds": sum(processor for _, processor in peak.values()),
+        "num_processes": len(peak),
+        "said": said,  # type: ignore[dict-item]
+    }
+
+
+def sample(child: int, peak: dict[int, tuple[int, float]]) -> None:
+    """Note the peak memory (KiB) and processor time (s) of the tracking process and of its children."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        except OSError:
+            continue
+        pid = int(status.parent.name)
+        if (pid == child or int(fields["PPid"]) == child) and "VmHWM" in fields:
+            ticks = (status.parent / "stat").read_text().rpartition(")")[2].split()[11:13]
+            processor = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+            peak[pid] = (int(fields["VmHWM"].split()[0]), processor)
+
+
+@contextmanager
+def server() -> Iterator[Stub]:
+    """A stub whose address and key are in the environment."""
+    with Stub() as stub:
+        os.environ |= {"WANDB_BASE_URL": stub.url, "WANDB_API_KEY": "0" * 40}
+        yield stub
+
+
+def cost(num_trials: int, epoch_seconds: float, repeats: int) -> dict[str, Any]:
+    """Compare the arms."""
+    began, loops = time.perf_counter(), 200_000
+    sum(i * i % 7 for i in range(loops))
+    loops = int(loops * epoch_seconds / (time.perf_counter() - began))
+    arms: dict[str, Any] = {"off": [], "offline": [], "online": [], "hang": []}
+    offline = {"wandb": {"project": "p", "mode": "offline"}}
+    online = {"wandb": {"project": "p", "mode": "online"}}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder, server() as stub:
+            home = Path(folder)
+            arms["off"].append(sweep(home / "off", num_trials, loops, {}))
+            arms["offline"].append(sweep(home / "offline", num_trials, loops, offline))
+            lost(home / "offline")
+            arms["online"].append(sweep(home / "online", num_trials, loops, online))
+            assert sum(len(r["history"]) for r in stub.runs.values() if r["job"] == "trial") == num_trials * EPOCHS
+            arms["hang"].append(sweep(home / "hang", num_trials, loops, online, lambda: setattr(stub, "fault", "hang")))
+    base = min(run["seconds"] for run in arms["off"])
+    return {
+        "num_trials": num_trials,
+        **arms,
+        "ratio": {name: min(run["seconds"] for run in runs) / base for name, runs in arms.items()},
+    }
+
+
+def lost(root: Path) -> int:
+    """Compare W&B's files with measurements.parquet; fail on any difference. Return the number of epochs."""
+    paths = ResultPaths(root)
+    state = StudyState.replay(Ledger.read(paths))
+    write_tables(paths, state, OBJECTIVE)
+    expected: dict[str, list[int]] = {
+        record.spec.trial_id: []
+        for record in state.trials.values()
+        if record.state is not TrialState.WAITING and record.spec.kind is TrialKind.SEARCH
+    }
+    for row in read_tables(paths).measurements.to_pylist():
+        expected[row["trial_id"]].append(row["epoch"])
+    found: dict[str, list[int]] = {}
+    for file in run_files(paths.wandb):
+        if file.job_type == "trial":
+            found.setdefault(file.name, []).extend(int(row["epoch"]) for row in file.rows)
+    assert found == expected, {name for name in found | expected if found.get(name) != expected.get(name)}
+    return sum(len(epochs) for epochs in found.values())
+
+
+def rounds(count: int) -> dict[str, Any]:
+    """Kill, replay, compare; then go on."""
+    from test_process import DRIVER
+
+    rng, num_epochs, studies_done, kills = random.Random(0), 0, 0, 0
+    tracking = {"wandb": {"project": "p", "mode": "offline"}}
+    homes = [str(Path(__file__).parents[1] / "tests" / "track"), str(Path(__file__).parents[1])]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "0"
+        studies.prepare(root)
+        for number in range(count):
+            arguments = [json.dumps(homes), str(root), json.dumps(tracking), "30", "0.01"]
+            driver = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE)
+            assert driver.stdout is not None
+            driver.stdout.readline()  # the tracking process has been started
+            timer = threading.Timer(rng.uniform(0.1, 3.0), driver.kill)
+            timer.start()
+            kills += driver.wait() != 0
+            timer.cancel()
+            replay(root, mode="offline")
+            num_epochs += lost(root)
+            if driver.returncode == 0:
+                studies_done += 1
+                root = Path(folder) / str(number + 1)
+                studies.prepare(root)
+    return {
+        "rounds": count,
+        "kills": kills,
+        "studies_completed": studies_done,
+        "epochs_compared": num_epochs,
+        "lost": 0,
+        "doubled": 0,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--epoch-seconds", type=float, default=0.1, help="processor seconds of an epoch")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=50)
+    options = parser.parse_args()
+    os.environ |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    result = {"machine": facts()}
+    result["rounds"] = rounds(options.rounds)
+    print(json.dumps(result["rounds"]), flush=True)
+    result["cost"] = cost(options.trials, options.epoch_seconds, options.repeats)
+    print(json.dumps(result["cost"], indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Conformance suites: what anything plugged into sweeper must do, as pytest-style checks."""

@@ -1,0 +1,1 @@
+"""Where trials are followed beside the terminal: W&B, TensorBoard, MLflow."""

@@ -1,0 +1,255 @@
+"""A W&B server on loopback: as much of it as the real client needs, with faults that a test switches on.
+
+History lines are kept by their offset, as W&B keeps them: a line sent again to the same place replaces itself, a line
+sent to a new place is one more.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Stub:
+    """The server's memory: ``runs`` by id, ``artifacts`` by name, ``requests`` as they came."""
+
+    def __init__(self, port=0):
+        self.runs = {}
+        self.artifacts = {}
+        self.requests = []
+        self.fault = None  # None | an HTTP status | "drop" | "hang"
+        self.fault_share = 1.0  # which share of requests the fault takes, in turn
+        self._count = 0
+        self._lock = threading.Lock()
+        self._released = threading.Event()
+        stub = self
+
+        class Handler(_Handler):
+            server_state = stub
+
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_):
+                """Clients that are killed leave connections behind: no news."""
+
+        self.server = Server(("127.0.0.1", port), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def hang(self):
+        self._released.wait(600)
+
+    def strikes(self):
+        """Whether the fault takes this request."""
+        with self._lock:
+            self._count += 1
+            if self.fault is None:
+                return None
+            return (
+                self.fault if int(self._count * self.fault_share) > int((self._count - 1) * self.fault_share) else None
+            )
+
+    def epochs(self, run_id):
+        """The epochs of a run's history in the order of its lines."""
+        return [json.loads(line)["epoch"] for _, line in sorted(self.runs[run_id]["history"].items())]
+
+    def run(self, name):
+        with self._lock:
+            return self.runs.setdefault(
+                name,
+                {"config": {}, "history": {}, "summary": {}, "tags": [], "files": {}, "group": None, "job": None,
+                 "display": None, "exit": None, "notes": None, "project": None},
+            )  # fmt: skip
+
+    # -- GraphQL -------------------------------------------------------------------------------------------
+
+    def answer(self, query, variables):
+        for name in (
+            "RunResumeStatus", "UpsertBucket", "CreateRunFiles", "Viewer", "ServerInfo", "ServerFeatures",
+            "CreateArtifactManifest", "UpdateArtifactManifest", "CreateArtifactFiles", "CommitArtifact",
+            "CreateArtifact", "ArtifactType", "TypeFields", "InputFields",
+        ):  # fmt: skip
+            if f" {name}" in query.split("{")[0]:
+                return getattr(self, f"_{name.lower()}")(variables)
+        print("UNKNOWN", query, file=sys.stderr)
+        return {}
+
+    def _viewer(self, _):
+        return {"viewer": {"id": "U", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
+
+    def _serverinfo(self, _):
+        return {"serverInfo": {"cliVersionInfo": {"max_cli_version": "99"}, "features": []}}
+
+    _serverfeatures = _serverinfo
+
+    def _typefields(self, _):
+        return {"TypeInfo": None}
+
+    _inputfields = _typefields
+
+    def _runresumestatus(self, v):
+        model = {"id": "P", "name": v["project"], "entity": {"id": "E", "name": "me"}, "bucket": None}
+        run = self.runs.get(v["name"])
+        if run is not None:
+            lines = [line for _, line in sorted(run["history"].items())]
+            model["bucket"] = {
+                "id": "B-" + v["name"],
+                "name": v["name"],
+                "summaryMetrics": json.dumps(run["summary"]),
+                "displayName": run["display"],
+                "logLineCount": 0,
+                "historyLineCount": len(lines),
+                "eventsLineCount": 0,
+                "historyTail": json.dumps(lines[-1:]),
+                "eventsTail": "[]",
+                "config": json.dumps(run["config"]),
+                "tags": run["tags"],
+                "notes": run["notes"],
+                "wandbConfig": json.dumps({"t": 1}),
+            }
+        return {"model": model}
+
+    def _upsertbucket(self, v):
+        inserted = v["name"] not in self.runs
+        run = self.run(v["name"])
+        run["config"] |= json.loads(v["config"] or "{}")
+        for key, field in (("groupName", "group"), ("jobType", "job"), ("displayName", "display"), ("tags", "tags"),
+                           ("notes", "notes"), ("project", "project")):  # fmt: skip
+            if v.get(key) is not None:
+                run[field] = v[key]
+        if v.get("summaryMetrics"):
+            run["summary"] = json.loads(v["summaryMetrics"])
+        project = {"id": "P", "name": v["project"], "entity": {"id": "E", "name": "me"}}
+        bucket = {
+            "id": "B-" + v["name"],
+            "name": v["name"],
+            "displayName": run["display"],
+            "description": "",
+            "config": json.dumps(run["config"]),
+            "sweepName": None,
+            "historyLineCount": len(run["history"]),
+            "project": project,
+        }
+        return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
+
+    def _createrunfiles(self, v):
+        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{v['run']}/{name}"} for name in v["files"]]
+        return {"createRunFiles": {"runID": "B-" + v["run"], "uploadHeaders": [], "files": files}}
+
+    def _createartifact(self, v):
+        given = v.get("input", v)
+        name = given.get("artifactCollectionName") or given["artifactCollectionNames"][0]
+        self.artifacts[name] = {"aliases": given.get("aliases"), "type": given.get("artifactTypeName"),
+                                "metadata": given.get("metadata"), "state": "PENDING"}  # fmt: skip
+        sequence = {"id": "S", "latestArtifact": None}
+        artifact = {"id": "A-" + name, "state": "PENDING", "artifactSequence": sequence}
+        return {"createArtifact": {"artifact": artifact}}
+
+    def _artifacttype(self, _):
+        return {"project": None}
+
+    def _createartifactmanifest(self, v):
+        file = {"id": "F", "name": "wandb_manifest.json", "displayName": "m", "uploadUrl": f"{self.url}/upload/manifest",
+                "uploadHeaders": []}  # fmt: skip
+        return {"createArtifactManifest": {"artifactManifest": {"id": "M", "file": file}}}
+
+    def _updateartifactmanifest(self, v):
+        file = self._createartifactmanifest(v)["createArtifactManifest"]["artifactManifest"]["file"]
+        return {"updateArtifactManifest": {"artifactManifest": {"id": "M", "file": file}}}
+
+    def _createartifactfiles(self, v):
+        edges = [
+            {"node": {"id": "F", "name": f["name"], "displayName": f["name"], "uploadUrl": f"{self.url}/upload/artifact",
+                      "uploadHeaders": [], "uploadMultipartUrls": None, "storagePath": "x", "artifact": {"id": "A"}}}
+            for f in v["input"]["artifactFiles"]
+        ]  # fmt: skip
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def _commitartifact(self, v):
+        name = (v.get("artifactID") or v["input"]["artifactID"]).removeprefix("A-")
+        if name in self.artifacts:
+            self.artifacts[name]["state"] = "COMMITTED"
+        return {"commitArtifact": {"artifact": {"id": "A-" + name, "digest": ""}}}
+
+    # -- the file stream -----------------------------------------------------------------------------------
+
+    def stream(self, run_id, body):
+        run = self.run(run_id)
+        for name, chunk in (body.get("files") or {}).items():
+            if name == "wandb-history.jsonl":
+                for at, line in enumerate(chunk["content"], start=chunk["offset"]):
+                    run["history"][at] = line
+            elif name == "wandb-summary.json":
+                run["summary"] = json.loads(chunk["content"][-1])
+        if body.get("complete"):
+            run["exit"] = body.get("exitcode")
+        return {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_state: Stub
+
+    def log_message(self, *_):
+        pass
+
+    def _take(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
+        stub = self.server_state
+        stub.requests.append((time.time(), self.command, self.path, body))
+        fault = stub.strikes()
+        if fault == "hang":
+            stub.hang()
+        if fault in ("drop", "hang"):
+            self.close_connection = True
+            self.connection.close()
+            return None
+        if isinstance(fault, int):
+            self._reply({"errors": [{"message": f"injected {fault}"}]}, fault)
+            return None
+        return body
+
+    def _reply(self, value, status=200):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self._take() is not None:
+            self._reply({})
+
+    def do_PUT(self):
+        body = self._take()
+        if body is None:
+            return
+        parts = self.path.split("/", 3)
+        if len(parts) == 4 and parts[1] == "upload":
+            self.server_state.run(parts[2])["files"][parts[3]] = body
+        self._reply({})
+
+    def do_POST(self):
+        body = self._take()
+        if body is None:
+            return
+        stub = self.server_state
+        if self.path == "/graphql":
+            request = json.loads(body)
+            self._reply({"data": stub.answer(request["query"], request.get("variables") or {})})
+        else:
+            self._reply(stub.stream(self.path.split("/")[4], json.loads(body)))
