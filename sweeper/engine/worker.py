@@ -44,15 +44,12 @@ class WorkerConfig:
         Device, precision and batch limits, equal for all models of the study.
     cpus:
         Threads of this worker.
-    snapshot_seconds:
-        The state of a trial is saved at most this often, so that short trials simply start again.
     """
 
     spec: StudySpec
     paths: ResultPaths
     options: TrainOptions
     cpus: int
-    snapshot_seconds: float = 60.0
 
 
 class TrainingWorker:
@@ -109,7 +106,7 @@ class TrainingWorker:
         if finished and self._trial.kind is TrialKind.CONFIRM and _rank() == 0:
             folder = self._config.paths.confirmation_weights(self._trial.trial_id)
             _replace_folder(folder, self._run.save_best)
-        elif not finished and time.monotonic() - self._saved_at > self._config.snapshot_seconds:
+        elif not finished and time.monotonic() - self._saved_at > self._config.spec.training.snapshot_seconds:
             self._snapshot()
         return measurement
 

@@ -37,10 +37,11 @@ def figures(source: Source, entries: list[dict[str, Any]], curves: dict[str, Any
         figure.update_layout(
             template="plotly_white",
             height=380,
-            margin={"l": 56, "r": 16, "t": 16, "b": 48},
+            margin={"l": 56, "r": 16, "t": 28, "b": 48},
             paper_bgcolor="rgba(0,0,0,0)",
             plot_bgcolor="rgba(0,0,0,0)",
             font={"color": "#8a8f98"},
+            modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#b8bdc5", "activecolor": "#646b76"},
             legend={"orientation": "h", "y": -0.2},
         )
         div = figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False})

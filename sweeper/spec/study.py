@@ -159,6 +159,7 @@ class TrainingSpec(_Section):
     )
     max_trial_retries: int = Field(2, ge=0, description="lane deaths that a trial survives")
     epoch_timeout_seconds: float = Field(3600, gt=0, description="a lane silent for longer is restarted")
+    snapshot_seconds: float = Field(60, ge=0, description="a trial's state is saved at most this often, at epoch ends")
 
 
 class ConfirmSpec(_Section):

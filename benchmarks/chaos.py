@@ -1,0 +1,353 @@
+"""Kill a real study again and again, resume it, and compare every row with an undisturbed run.
+
+    python benchmarks/chaos.py --kills 20 --seed 0 --json OUT.json
+
+Two small models on scikit-learn's digits, one lane: the reference. Then the same study, in which the driver or a
+random process of its run (Ray's own, lanes, Tune's actors) is ended by SIGKILL at random moments and ``sweeper
+resume`` is called until the study is done; a study that ends before all kills are spent is followed by a fresh one.
+Trials, measurements, confirmations, predictions and test openings are compared row by row, without the columns that
+only the clock decides. Then the same with two lanes, where only nothing lost and nothing doubled can be asked.
+Exit code 1 when anything was lost, doubled, different or left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from machine import facts
+
+TABLES = ("trials", "measurements", "confirmations", "predictions")
+TIMES = {"elapsed_seconds", "device_seconds", "started_at", "finished_at", "node", "num_retries"}
+MARK = "SWEEPER_CHAOS"  # in the environment of every process of a run: how they are found
+STUCK_SECONDS = 300.0  # a session whose ledger does not grow for so long is counted as stuck and killed
+SNAPSHOT_SECONDS = 0.1  # so often that some trials go on in their middle and others start again
+LEAVE_SECONDS = 60.0  # what Ray's processes are given to go after their driver
+
+STUDY = """
+schema: 1
+name: chaos
+task:
+  type: image-classification
+  data: {{train: "builtin:digits?classes=5-9", validation: 0.2, test: 0.3}}
+  metric: {{name: accuracy}}
+models:
+  - {{name: vit, checkpoint: vit}}
+  - {{name: resnet, checkpoint: resnet}}
+search:
+  space: space.yaml
+  num_trials: {trials}
+  max_epochs: 4
+  max_concurrent_trials: {lanes}
+training: {{snapshot_seconds: {snapshots}}}
+confirm: {{num_seeds: 2}}
+"""
+
+SPACE = """
+source: chaos
+parameters:
+  learning_rate: {type: float, low: 1e-4, high: 3e-2, log: true}
+  batch_size: {type: categorical, choices: [16, 32, 64]}
+  dropout: {type: float, low: 0.0, high: 0.3}
+  unfreezing: {type: categorical, choices: [full, head_only, gradual, last_blocks, head_then_full]}
+  num_unfrozen_blocks: {type: int, low: 1, high: 2, when: {unfreezing: last_blocks}}
+  epochs_per_stage: {type: int, low: 1, high: 2, when: {unfreezing: gradual}}
+default: {learning_rate: 3e-3, batch_size: 32, dropout: 0.1, unfreezing: full}
+"""
+
+
+def make_models(folder: Path) -> None:
+    """Save a ViT and a ResNet of random weights: what they learn is not the point here."""
+    import torch
+    import transformers as hf
+
+    hf.utils.logging.set_verbosity_error()
+    hf.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    vit = hf.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=4,
+    )
+    resnet = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[2, 1], layer_type="basic")
+    for name, body in (("vit", hf.ViTModel(vit)), ("resnet", hf.ResNetModel(resnet))):
+        body.save_pretrained(folder / name)
+        size = {"height": 16, "width": 16} if name == "vit" else {"shortest_edge": 16}
+        kind = "ViTImageProcessor" if name == "vit" else "ConvNextImageProcessor"
+        (folder / name / "preprocessor_config.json").write_text(
+            json.dumps({"image_processor_type": kind, "size": size, "crop_pct": 1.0, "do_resize": True})
+        )
+
+
+def write_study(models: Path, folder: Path, trials: int, lanes: int) -> Path:
+    """Write a study that uses the models of ``models``."""
+    folder.mkdir(parents=True)
+    for name in ("vit", "resnet"):
+        (folder / name).symlink_to(models / name)
+    (folder / "space.yaml").write_text(SPACE)
+    (folder / "study.yaml").write_text(STUDY.format(trials=trials, lanes=lanes, snapshots=SNAPSHOT_SECONDS))
+    return folder / "study.yaml"
+
+
+class Session:
+    """One ``sweeper run`` in a process of its own."""
+
+    def __init__(self, study: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.results = study.parent / "results" / "chaos"
+        environment = os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
+        self.log = study.parent / f"session-{self.mark[:8]}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sweeper.cli", "run", str(study)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def processes(self) -> list[int]:
+        """All living processes of this run, the driver's first."""
+        others = [pid for pid in _marked(self.mark) if pid != self.process.pid]
+        return [*([self.process.pid] if self.process.poll() is None else []), *sorted(others)]
+
+    def progress(self) -> int:
+        """Bytes of the ledger."""
+        ledger = self.results / "ledger.jsonl"
+        return ledger.stat().st_size if ledger.exists() else 0
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; True when the run has ended."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def clear(self) -> list[str]:
+        """Wait until all processes are gone; end those that stay, and name them."""
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while (left := _marked(self.mark)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        names = [_command(pid) for pid in left]
+        for pid in left:
+            _kill(pid)
+        return [name for name in names if name]
+
+
+def _marked(mark: str) -> list[int]:
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has_mark(pid, mark)]  # noqa: PTH208
+
+
+def _has_mark(pid: int, mark: str) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" and f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _command(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
+    except OSError:
+        return ""
+    if words and words[0].startswith("ray::"):
+        return words[0]
+    scripts = [Path(word).name for word in words if word.endswith((".py", "gcs_server", "raylet"))]
+    return scripts[0] if scripts else " ".join(Path(word).name for word in words[:3])
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@dataclass
+class Outcome:
+    """What a number of disturbed studies came to."""
+
+    kills: int = 0
+    sessions: int = 0
+    studies: int = 0
+    stuck: int = 0
+    victims: Counter[str] = field(default_factory=Counter)
+    left_behind: list[str] = field(default_factory=list)
+    trials_lost: int = 0
+    trials_doubled: int = 0
+    rows_compared: int = 0
+    rows_different: int = 0
+    examples: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        bad = (self.stuck, self.trials_lost, self.trials_doubled, self.rows_different)
+        return not any(bad) and not self.left_behind and not self.failures
+
+
+def undisturbed(study: Path) -> tuple[Path, float, float]:
+    """Run the study; return its results, seconds before the first event of a trial, and all seconds."""
+    began = time.monotonic()
+    session = Session(study)
+    ready = None
+    while not session.wait(0.2):
+        if ready is None and session.progress() > 1500:
+            ready = time.monotonic() - began
+    total = time.monotonic() - began
+    if session.process.returncode != 0:
+        raise SystemExit(f"the reference run failed:\n{session.log.read_text()[-3000:]}")
+    session.clear()
+    return session.results, ready or total / 2, total
+
+
+def disturb(study: Path, kills: int, rng: random.Random, ready: float, work: float, outcome: Outcome) -> Path:
+    """Run ``study`` to its end, killing at most ``kills`` times on the way."""
+    gap = 2 * work / max(kills, 1)
+    left = kills
+    while True:
+        session = Session(study)
+        outcome.sessions += 1
+        grown, since = session.progress(), time.monotonic()
+        next_kill = time.monotonic() + rng.uniform(0, ready + gap)
+        while not session.wait(0.05):
+            now = time.monotonic()
+            if session.progress() != grown:
+                grown, since = session.progress(), now
+            if left and now >= next_kill:
+                victims = session.processes()
+                victim = victims[0] if rng.random() < 0.5 else rng.choice(victims)
+                name = "driver" if victim == session.process.pid else _command(victim)
+                _kill(victim)
+                outcome.kills += 1
+                outcome.victims[name] += 1
+                left -= 1
+                next_kill = now + rng.uniform(0, gap + 2)
+                print(f"  killed {name} after {grown} bytes of ledger", flush=True)
+            if now - since > STUCK_SECONDS:
+                outcome.stuck += 1
+                print(f"  stuck; the log ends:\n{session.log.read_text()[-1500:]}", flush=True)
+                _kill(session.process.pid)
+                since = now
+        stayed = session.clear()
+        if session.process.returncode == 0:
+            outcome.left_behind += stayed + _left_in(session.results)
+            outcome.studies += 1
+            return session.results
+        if not left and session.process.returncode > 0 and outcome.sessions > kills + 10:
+            outcome.failures.append(session.log.read_text()[-500:])
+            return session.results
+
+
+def _left_in(results: Path) -> list[str]:
+    names = ["lock.json", ".scratch/ray", ".scratch/snapshots"]
+    return [name for name in names if (results / name).exists()]
+
+
+def rows(results: Path, table: str) -> list[dict[str, Any]]:
+    """Rows of a table without what only the clock decides; probabilities as they are."""
+    found = pq.read_table(results / f"{table}.parquet").to_pylist()
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in found]
+
+
+def count_lost_and_doubled(results: Path, trials: int, outcome: Outcome) -> None:
+    """Check completeness without a reference: every trial, epoch, confirmation and test once."""
+    table = rows(results, "trials")
+    numbers = Counter((row["model"], row["number"]) for row in table)
+    expected = {(model, number) for model in ("vit", "resnet") for number in range(trials)}
+    unfinished = [row for row in table if row["state"] in ("WAITING", "RUNNING")]
+    outcome.trials_lost += len(expected - numbers.keys()) + len(unfinished)
+    outcome.trials_doubled += sum(count - 1 for count in numbers.values())
+    epochs = Counter((row["trial_id"], row["epoch"]) for row in rows(results, "measurements"))
+    outcome.trials_doubled += sum(count - 1 for count in epochs.values())
+    for row in table:
+        mine = sorted(epoch for trial_id, epoch in epochs if trial_id == row["trial_id"])
+        outcome.trials_lost += mine != list(range(1, row["epochs"] + 1))
+    keys = ("model", "config", "seed", "split", "metric")
+    confirmed = Counter(tuple(row[key] for key in keys) for row in rows(results, "confirmations"))
+    outcome.trials_doubled += sum(count - 1 for count in confirmed.values())
+    runs = {key[:4] for key in confirmed}
+    outcome.trials_lost += max(0, 2 * 2 * 2 * 2 - len(runs))  # models x configs x seeds x splits
+    openings = json.loads((results / "manifest.json").read_text())["test_openings"]
+    outcome.trials_doubled += max(0, len(openings) - 1)
+    outcome.trials_lost += not openings
+
+
+def compare(results: Path, reference: Path, outcome: Outcome) -> None:
+    """Compare row by row and in order."""
+    for table in TABLES:
+        for mine, theirs in itertools.zip_longest(rows(results, table), rows(reference, table)):
+            outcome.rows_compared += 1
+            if mine != theirs:
+                outcome.rows_different += 1
+                if len(outcome.examples) < 5:
+                    outcome.examples.append(f"{table}: {mine} against {theirs}"[:600])
+
+
+def campaign(arm: Path, models: Path, trials: int, lanes: int, kills: int, rng: random.Random) -> Outcome:
+    """Run a reference, then disturbed studies until all kills are spent."""
+    reference, ready, total = undisturbed(write_study(models, arm / "reference", trials, lanes))
+    print(f"{lanes} lane(s): reference {total:.0f} s, {ready:.0f} s of it before the first trial", flush=True)
+    outcome = Outcome()
+    while outcome.kills < kills and not outcome.failures:
+        study = write_study(models, arm / f"disturbed-{outcome.studies}", trials, lanes)
+        results = disturb(study, kills - outcome.kills, rng, ready, total - ready, outcome)
+        if outcome.failures:
+            break
+        count_lost_and_doubled(results, trials, outcome)
+        if lanes == 1:
+            compare(results, reference, outcome)
+        print(f"  study {outcome.studies} done after {outcome.kills} kills", flush=True)
+    return outcome
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run both campaigns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=20, help="search trials for each of the two models")
+    parser.add_argument("--lanes", default="1,2", help="campaigns by number of lanes")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    report: dict[str, Any] = {"seed": options.seed, "trials": 2 * options.trials, "machine": facts(), "lanes": {}}
+    sound = True
+    with tempfile.TemporaryDirectory(prefix="sweeper-chaos-") as folder:
+        home = Path(folder)
+        make_models(home / "models")
+        for lanes in map(int, options.lanes.split(",")):
+            rng = random.Random(f"{options.seed}/{lanes}")
+            outcome = campaign(home / f"lanes-{lanes}", home / "models", options.trials, lanes, options.kills, rng)
+            sound = sound and outcome.is_sound
+            report["lanes"][str(lanes)] = vars(outcome) | {"victims": dict(outcome.victims), "sound": outcome.is_sound}
+    first = next(iter(report["lanes"].values()))
+    report["trials_lost"] = sum(arm["trials_lost"] for arm in report["lanes"].values())
+    report["trials_doubled"] = sum(arm["trials_doubled"] for arm in report["lanes"].values())
+    report["identical"] = first["rows_compared"] > 0 and first["rows_different"] == 0
+    print(json.dumps(report, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
