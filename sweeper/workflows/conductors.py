@@ -16,7 +16,8 @@ from sweeper.core.trial import Decision, Measurement, TrialKind, TrialSpec, Tria
 from sweeper.engine.messages import Assignment, Failed, Measured, StepReport, Tested
 from sweeper.plan.plan import StudyPlan
 from sweeper.search.samplers import ModelSearch
-from sweeper.search.schedulers import EarlyStopping
+from sweeper.search.schedulers import EarlyStopping, make_stopping
+from sweeper.spec.study import SearchSpec
 from sweeper.workflows.book import Book
 
 HOPELESS_AFTER = 5  # trials of a model that all failed before the model is given up
@@ -210,6 +211,33 @@ class SearchConductor(_Conductor):
             reasons = [reason for model in self._asked for reason in self._failures(model)]
             common = max(set(reasons), key=reasons.count)
             raise RunFailedError(f"every trial of every model failed ({len(reasons)} of them); most often: {common}")
+
+
+def resumed_search(
+    book: Book, plan: StudyPlan, spec: SearchSpec, interrupted: Callable[[], bool], num_lanes: int
+) -> SearchConductor:
+    """Build the conductor of a search that knows all that the book holds: searchers and rungs are replayed."""
+    records = [r for r in book.state.trials.values() if r.spec.kind is TrialKind.SEARCH]
+    searches, stoppings = {}, {}
+    for model in plan.models:
+        searches[model.name] = ModelSearch(
+            model=model.name,
+            space=model.space,
+            objective=book.objective,
+            study_seed=plan.seed,
+            sampler=spec.sampler,
+        )
+        mine = [r for r in records if r.spec.model == model.name]
+        searches[model.name].replay(mine, book.state.attributes, book.state.log)
+        stoppings[model.name] = make_stopping(spec.scheduler, book.objective, spec.max_epochs)
+    for trial_id, measurement in book.state.measured:
+        trial = book.state.trials[trial_id].spec
+        if trial.kind is TrialKind.SEARCH:
+            value = measurement.metrics[book.objective.metric]
+            stoppings[trial.model].decide(trial_id, measurement.epoch, value, protected=trial.number == 0)
+    return SearchConductor(
+        book, plan, searches, stoppings, interrupted, num_lanes=num_lanes, spent_seconds=book.state.spent_seconds
+    )
 
 
 class ConfirmConductor(_Conductor):

@@ -9,20 +9,18 @@ from functools import partial
 from typing import Any
 
 from sweeper.core.errors import RunFailedError, StopRequested
-from sweeper.core.trial import TrialKind, TrialState
+from sweeper.core.trial import TrialState
 from sweeper.engine.cluster import connection, lane_count, worker_resources
 from sweeper.engine.lanes import Lanes, LaneShape
 from sweeper.engine.tune import Conductor, run_assignments
 from sweeper.engine.worker import TrainingWorker, WorkerConfig
 from sweeper.report.build import build_report
-from sweeper.search.samplers import ModelSearch
-from sweeper.search.schedulers import make_stopping
 from sweeper.store.ledger import Ledger
 from sweeper.store.state import StudyState
 from sweeper.store.tables import write_tables
 from sweeper.train.loop import TrainOptions
 from sweeper.workflows.book import Book
-from sweeper.workflows.conductors import ConfirmConductor, SearchConductor, TestConductor
+from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
 from sweeper.workflows.confirm import confirmation_runs
 from sweeper.workflows.export import write_best
 from sweeper.workflows.manifest import open_manifest, record_openings
@@ -113,8 +111,7 @@ def _on_ray(study: Study, book: Book, progress: Progress, interrupted: Callable[
                 if interrupted():
                     raise StopRequested("stopped on request; all finished work is kept")
 
-            _search(study, book, progress, interrupted, serve, count)
-            _confirm(study, book, progress, interrupted, serve)
+            carry_out(study, book, serve, interrupted, count, progress.phase)
 
 
 def _options(study: Study, *, uses_gpu: bool) -> TrainOptions:
@@ -127,47 +124,33 @@ def _options(study: Study, *, uses_gpu: bool) -> TrainOptions:
     )
 
 
-def _search(
+def carry_out(
     study: Study,
     book: Book,
-    progress: Progress,
-    interrupted: Callable[[], bool],
     serve: Callable[[Conductor], None],
+    interrupted: Callable[[], bool],
     num_lanes: int,
+    say_phase: Callable[[str], None],
 ) -> None:
-    if book.state.frozen is not None:
-        return
-    spec, plan = study.spec.search, study.plan
-    records = [r for r in book.state.trials.values() if r.spec.kind is TrialKind.SEARCH]
-    searches, stoppings = {}, {}
-    for model in plan.models:
-        mine = [r for r in records if r.spec.model == model.name]
-        searches[model.name] = ModelSearch(
-            model=model.name,
-            space=model.space,
-            objective=study.objective,
-            study_seed=plan.seed,
-            sampler=spec.sampler,
-        )
-        searches[model.name].replay(mine, book.state.attributes, book.state.log)
-        stoppings[model.name] = make_stopping(spec.scheduler, study.objective, spec.max_epochs)
-    for trial_id, measurement in book.state.measured:
-        trial = book.state.trials[trial_id].spec
-        if trial.kind is TrialKind.SEARCH:
-            value = measurement.metrics[study.objective.metric]
-            stoppings[trial.model].decide(trial_id, measurement.epoch, value, protected=trial.number == 0)
-    progress.phase("search")
-    serve(
-        SearchConductor(
-            book, plan, searches, stoppings, interrupted, num_lanes=num_lanes, spent_seconds=book.state.spent_seconds
-        )
-    )
+    """Search, confirm and test what is left of a study.
+
+    Parameters
+    ----------
+    serve:
+        Carries out a conductor's assignments to their end: on lanes, or simulated.
+    say_phase:
+        Told the name of each phase as it begins.
+    """
+    if book.state.frozen is None:
+        say_phase("search")
+        serve(resumed_search(book, study.plan, study.spec.search, interrupted, num_lanes))
+    _confirm(study, book, say_phase, interrupted, serve)
 
 
 def _confirm(
     study: Study,
     book: Book,
-    progress: Progress,
+    say_phase: Callable[[str], None],
     interrupted: Callable[[], bool],
     serve: Callable[[Conductor], None],
 ) -> None:
@@ -179,7 +162,7 @@ def _confirm(
             book.asked(run, {})
         book.write("confirmation_frozen", trial_ids=[run.trial_id for run in runs])
     assert book.state.frozen is not None
-    progress.phase("confirm")
+    say_phase("confirm")
     trials = [book.state.trials[trial_id].spec for trial_id in book.state.frozen]
     serve(ConfirmConductor(book, trials, interrupted))
     confirmed = [trial for trial in trials if book.state.trials[trial.trial_id].state is TrialState.COMPLETE]
@@ -188,7 +171,7 @@ def _confirm(
     if not book.state.test_openings:
         book.write("test_opened", reason="confirmation", num_runs=len(confirmed))
     record_openings(study, book.state.test_openings)
-    progress.phase("test")
+    say_phase("test")
     serve(TestConductor(book, confirmed, interrupted))
 
 

@@ -1,0 +1,197 @@
+"""Kill a study after every single write, fsync and rename of its records, resume it, and compare.
+
+    python benchmarks/every_write.py --trials 25 --json OUT.json
+
+No training: recorded-like curves in the place of lanes (`sweeper.workflows.simulate`); searchers, early stopping,
+ledger, confirmation, test opening and tables are the real ones. A forked process runs the study and dies (``_exit``,
+no cleaning up) in the middle of, or right after, the k-th operation on a file; the next one resumes. All tables must
+equal, row by row, those of a study that nothing disturbed. Exit code 1 when any differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from chaos import TABLES, make_models, rows, write_study
+from machine import facts
+
+import sweeper
+from sweeper.core.trial import Measurement, TrialSpec
+from sweeper.store.ledger import Ledger
+from sweeper.store.paths import ResultPaths
+from sweeper.store.state import StudyState
+from sweeper.store.tables import write_tables
+from sweeper.workflows.book import Book
+from sweeper.workflows.execute import carry_out
+from sweeper.workflows.manifest import open_manifest
+from sweeper.workflows.simulate import SimulatedLanes
+from sweeper.workflows.study import Study, provisional, settle
+
+DIED = 9
+
+
+def curve(trial: TrialSpec) -> Iterator[Measurement]:
+    """A learning curve that depends on the configuration and the seed alone."""
+    rng = random.Random(f"{trial.seed}/{sorted(trial.params.items())}")
+    best = 0.95 - 0.05 * (math.log10(float(trial.params["learning_rate"])) + 2.5) ** 2 + rng.gauss(0, 0.01)
+    for epoch in range(1, trial.max_epochs + 1):
+        value = best * (1 - math.exp(-1.2 * epoch)) + rng.gauss(0, 0.005)
+        yield Measurement(
+            epoch=epoch,
+            train_loss=1 - value,
+            validation_loss=1.1 - value,
+            metrics={"accuracy": value, "macro_f1": value},
+            elapsed_seconds=0.5 * epoch,
+        )
+
+
+def session(study: Study) -> None:
+    """Do what a run does between its start and its report, without lanes."""
+    with Ledger.open(study.paths) as ledger:
+        state = StudyState.replay(ledger.events())
+        open_manifest(study)
+        book = Book(ledger, state, study.objective, num_workers=1)
+        book.write("study_opened", plan_hash=study.plan.plan_hash, reason="run")
+        lanes = SimulatedLanes(curve, test=lambda trial: {"accuracy": trial.seed % 1000 / 1000})
+        carry_out(study, book, lanes.serve, lambda: False, 1, lambda _: None)
+        write_tables(study.paths, state, study.objective)
+
+
+class Death:
+    """Counts operations on files and ends the process at the one that is asked for."""
+
+    def __init__(self, at: int | None, kinds: list[str]) -> None:
+        self.at = at
+        self.kinds = kinds
+
+    def before(self, kind: str) -> bool:
+        """Count one operation; True when it is the last of this process."""
+        self.kinds.append(kind)
+        return self.at is not None and len(self.kinds) - 1 == self.at
+
+    def install(self) -> None:
+        """Stand between this process and its files."""
+        fsync, replace, opened, death = os.fsync, os.replace, Path.open, self
+
+        def dying_fsync(descriptor: int) -> None:
+            if death.before("fsync"):
+                os._exit(DIED)
+            fsync(descriptor)
+
+        def dying_replace(*arguments: Any, **more: Any) -> None:
+            if death.before("rename"):
+                os._exit(DIED)
+            replace(*arguments, **more)
+
+        class File:
+            def __init__(self, file: Any) -> None:
+                self._file = file
+
+            def write(self, data: bytes) -> None:
+                if death.before("torn write"):
+                    self._file.write(data[: len(data) // 2])
+                    self._file.flush()
+                    os._exit(DIED)
+                self._file.write(data)
+                if death.before("write"):
+                    self._file.flush()
+                    os._exit(DIED)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._file, name)
+
+        def open_dying(path: Path, mode: str = "r", *arguments: Any, **more: Any) -> Any:
+            file = opened(path, mode, *arguments, **more)
+            return File(file) if mode == "ab" and path.name == "ledger.jsonl" else file
+
+        os.fsync, os.replace, Path.open = dying_fsync, dying_replace, open_dying  # type: ignore[assignment,method-assign]
+
+
+def in_a_process(study: Study, at: int | None) -> tuple[int, list[str]]:
+    """Run a session in a fork that dies at operation ``at``; return its exit code and what it did."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code, kinds = 1, []
+        try:
+            os.close(reader)
+            Death(at, kinds).install()
+            session(study)
+            code = 0
+        except BaseException as error:
+            sys.stderr.write(f"session: {type(error).__name__}: {error}\n")
+        finally:
+            if at is None:
+                os.write(writer, json.dumps(Counter(kinds) | {"all": len(kinds)}).encode())
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code, json.loads(said) if said else {}
+
+
+def at(study: Study, folder: Path) -> Study:
+    """The same study with its results in ``folder``."""
+    spec = study.spec.model_copy(update={"storage_path": str(folder)})
+    moved = Study(**{**vars(study), "spec": spec})
+    moved.paths.root.mkdir(parents=True, exist_ok=True)
+    return moved
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Kill at every operation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=25, help="search trials for each of the two models")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="sweeper-every-write-") as folder:
+        home = Path(folder)
+        make_models(home / "models")
+        spec = sweeper.load_study(write_study(home / "models", home / "study", options.trials, 1))
+        with provisional(spec) as proposed:
+            study = settle(proposed)
+        undisturbed = at(study, home / "reference")
+        code, operations = in_a_process(undisturbed, None)
+        assert code == 0, "the undisturbed study failed"
+        expected = {table: rows(undisturbed.paths.root, table) for table in TABLES}
+        different: list[str] = []
+        for k in range(operations["all"]):
+            disturbed = at(study, home / f"killed-{k}")
+            died, _ = in_a_process(disturbed, k)
+            resumed, _ = in_a_process(disturbed, None)
+            found = {table: rows(disturbed.paths.root, table) for table in TABLES} if resumed == 0 else {}
+            openings = StudyState.replay(Ledger.read(ResultPaths(disturbed.paths.root))).test_openings
+            if died != DIED or resumed != 0 or found != expected or len(openings) != 1:
+                different.append(f"operation {k}: exit codes {died}, {resumed}; openings {len(openings)}")
+    total = operations.pop("all")
+    report = {
+        "trials": 2 * options.trials,
+        "operations": operations,
+        "kills": total,
+        "identical": total - len(different),
+        "share_identical": (total - len(different)) / total,
+        "different": different[:20],
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": facts(),
+    }
+    print(json.dumps(report, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

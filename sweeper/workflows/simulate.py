@@ -1,0 +1,85 @@
+"""Simulated lanes: the same conductors, searchers, early stopping and ledger, driven by curves instead of training.
+
+For tests, benchmarks, and trying a budget on recorded results. Time is simulated: trials of several lanes end in the
+order in which they would have ended.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+
+from sweeper.core.trial import Measurement, TrialSpec
+from sweeper.engine.messages import Assignment, Measured, Started, StepReport, Tested
+from sweeper.engine.tune import Conductor
+
+Curve = Callable[[TrialSpec], Iterator[Measurement]]
+"""What training a trial would measure, epoch by epoch from 1; pure: the same trial gives the same curve."""
+
+
+class SimulatedLanes:
+    """Carries out assignments without training.
+
+    Parameters
+    ----------
+    curve:
+        The measurements of a trial.
+    num_lanes:
+        Trials at the same time, at least 1.
+    test:
+        Metrics of a confirmation run on the test split; where None, testing is not simulated.
+
+    Attributes
+    ----------
+    clock:
+        Simulated seconds since the start.
+    """
+
+    def __init__(
+        self, curve: Curve, num_lanes: int = 1, test: Callable[[TrialSpec], Mapping[str, float]] | None = None
+    ) -> None:
+        self.clock = 0.0
+        self._curve = curve
+        self._num_lanes = num_lanes
+        self._test = test
+
+    def serve(self, conductor: Conductor) -> None:
+        """Carry out what ``conductor`` asks for until it has nothing left, or stops."""
+        order = count()
+        under_way: list[tuple[float, int, StepReport, Iterator[StepReport]]] = []
+
+        def go_on(reports: Iterator[StepReport], since: float, before: float) -> None:
+            report = next(reports)
+            heapq.heappush(under_way, (since + _elapsed(report) - before, next(order), report, reports))
+
+        while not conductor.stopping:
+            while len(under_way) < self._num_lanes and not isinstance(answer := conductor.next(), str):
+                go_on(self._reports(answer), self.clock, 0.0)
+            if not under_way:
+                return
+            self.clock, _, report, reports = heapq.heappop(under_way)
+            if not conductor.take(report):
+                go_on(reports, self.clock, _elapsed(report))
+
+    def _reports(self, assignment: Assignment) -> Iterator[StepReport]:
+        trial = assignment.trial
+        if assignment.is_test:
+            assert self._test is not None, "testing is not simulated here"
+            outcome = Tested(metrics=self._test(trial), num_examples=1, elapsed_seconds=0.0)
+            yield StepReport(trial_id=trial.trial_id, attempt=assignment.attempt, outcome=outcome)
+            return
+        started: Started | None = Started(node="simulated", from_epoch=0)
+        for measurement in self._curve(trial):
+            yield StepReport(
+                trial_id=trial.trial_id,
+                attempt=assignment.attempt,
+                started=started,
+                outcome=Measured(measurement),
+            )
+            started = None
+
+
+def _elapsed(report: StepReport) -> float:
+    outcome = report.outcome
+    return outcome.measurement.elapsed_seconds if isinstance(outcome, Measured) else 0.0
