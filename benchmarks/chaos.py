@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -228,10 +229,14 @@ def disturb(study: Path, kills: int, rng: random.Random, ready: float, work: flo
         session = Session(study)
         outcome.sessions += 1
         grown, since = session.progress(), time.monotonic()
-        next_kill = time.monotonic() + rng.uniform(0, ready + gap)
+        began = since
+        # one kill in four while it starts, the others once trials run
+        next_kill = time.monotonic() + rng.uniform(0, ready) if rng.random() < 0.25 else math.inf
         while not session.wait(0.05):
             now = time.monotonic()
             if session.progress() != grown:
+                if next_kill == math.inf and now - began > ready / 2:
+                    next_kill = now + rng.uniform(0, gap)
                 grown, since = session.progress(), now
             if left and now >= next_kill:
                 victims = session.processes()

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from sweeper.track.wandb_content import (
     study_tables,
     trial_content,
 )
-from sweeper.track.wandb_files import RunFile, run_files
+from sweeper.track.wandb_files import RunFile, read_run_file, run_files
 
 MODES = ("online", "offline", "disabled", "shared")
 INIT_SECONDS = 15.0
@@ -307,6 +308,8 @@ class WandbTracker:
             refusal = _refusal(home)
             if refusal:
                 raise TrackingError(redact(f"W&B refused data: {refusal}"))
+        else:
+            _await_whole_file(home)
         if digest is None:
             return
         self._done[run_id] = digest
@@ -400,6 +403,15 @@ def _light(file: RunFile) -> RunFile:
 
 def _steps(files: list[RunFile]) -> set[int]:
     return {int(row["_step"] if row.get("epoch") is None else row["epoch"]) for file in files for row in file.rows}
+
+
+def _await_whole_file(home: Path) -> None:
+    """Wait until the offline file of an ended run is on disk: the client may return from ``finish`` before that."""
+    deadline = time.monotonic() + FINISH_SECONDS
+    while not any(read_run_file(path).finished for path in home.glob("run-*.wandb")):
+        if time.monotonic() > deadline:
+            raise TrackingError("W&B did not write the rest of a run to its offline file")
+        time.sleep(0.02)
 
 
 def _refusal(home: Path) -> str:
