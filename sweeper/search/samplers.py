@@ -1,4 +1,4 @@
-"""The searcher of one model: Optuna's samplers behind ask and tell, rebuilt exactly from the ledger.
+"""The searcher of one model: ask and tell, rebuilt exactly from the ledger.
 
 Every ask uses a fresh sampler seeded by (study, model, trial number), so that a resumed search continues as an
 uninterrupted one would: nothing lives in the sampler. What an Optuna sampler keeps in the attributes of study and
@@ -23,11 +23,16 @@ from sweeper.core.objective import Objective
 from sweeper.core.seeds import derive_seed
 from sweeper.core.space import Float, Int, Parameter, Params, Scalar, SearchSpace
 from sweeper.core.trial import TrialRecord, TrialState
+from sweeper.search import surrogate
+from sweeper.search.surrogate import Observed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 NUM_STARTUP_TRIALS = 10  # random draws before a model of the scores is fitted: Optuna's default
+SURROGATE_FROM = 10
+TURNS = 2
+MIN_OBSERVED = 4  # usable trials that the surrogate needs
 NUM_REDRAWS = 20  # further suggestions when one repeats an earlier configuration
 SIGNIFICANT_DIGITS = 6  # two floats that agree to so many digits train alike
 
@@ -54,7 +59,10 @@ class ModelSearch:
     study_seed:
         The study's seed.
     sampler:
-        ``tpe``, ``random``, ``qmc``, ``gp``, ``cmaes``, or ``auto`` for ``tpe``.
+        ``auto`` for the package's own (`sweeper.search.surrogate`), or Optuna's ``tpe``, ``random``, ``qmc``, ``gp``,
+        ``cmaes``.
+    max_epochs:
+        The full budget of a trial.
 
     Raises
     ------
@@ -62,16 +70,21 @@ class ModelSearch:
         When the sampler needs a package that is not installed.
     """
 
-    def __init__(self, *, model: str, space: SearchSpace, objective: Objective, study_seed: int, sampler: str) -> None:
+    def __init__(
+        self, *, model: str, space: SearchSpace, objective: Objective, study_seed: int, sampler: str, max_epochs: int
+    ) -> None:
         self._model = model
         self._space = space
         self._objective = objective
         self._seed = study_seed
-        self._sampler = "tpe" if sampler == "auto" else sampler
+        self._sampler = sampler
+        self._max_epochs = max_epochs
         _check_package(self._sampler)
         self._study = optuna.create_study(direction=objective.goal, sampler=self._fresh_sampler(0, 0))
         self._trials: dict[int, optuna.Trial] = {}
         self._seen: set[tuple[tuple[str, Scalar], ...]] = set()
+        self._observed: list[Observed] = []  # what ended, in the order of its ends
+        self._theta: list[float] | None = None  # where the surrogate's next fit begins
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -85,6 +98,8 @@ class ModelSearch:
         """
         if number == 0:
             return Asked(self._add(0, self._space.active(self._space.default), {}), {})
+        if self._sampler == "auto" and self._surrogate_turn(number):
+            return self._ask_surrogate(number)
         for redraw in range(NUM_REDRAWS + 1):
             self._study.sampler = self._fresh_sampler(number, redraw)
             trial = self._study.ask()
@@ -104,6 +119,9 @@ class ModelSearch:
         """
         trial = self._trials.pop(record.spec.number)
         metric = self._metric_values(record)
+        losses = {epoch: self._objective.loss(value) for epoch, value in metric.items()}
+        failed = record.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not losses
+        self._observed.append(Observed(record.spec.params, losses, failed))
         state = optuna.trial.TrialState
         if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
             self._study.tell(trial, record.value)
@@ -142,6 +160,24 @@ class ModelSearch:
                 self.ask(record.spec.number)
             else:
                 self._add(record.spec.number, record.spec.params, attributes[trial_id])
+                self._theta = attributes[trial_id].get("surrogate", self._theta)
+
+    def _surrogate_turn(self, number: int) -> bool:
+        """Whether the surrogate suggests this trial: TPE begins, then they take turns."""
+        usable = sum(not observed.failed for observed in self._observed)
+        return number >= SURROGATE_FROM and usable >= MIN_OBSERVED and number % TURNS != 0
+
+    def _ask_surrogate(self, number: int) -> Asked:
+        """Suggest by the package's own model of configuration and epoch."""
+        for redraw in range(NUM_REDRAWS + 1):
+            seed = derive_seed(self._seed, "surrogate", self._model, number, redraw)
+            running = [dict(trial.params) for trial in self._trials.values()]
+            params, self._theta = surrogate.suggest(
+                self._space, self._observed, running, self._max_epochs, seed, self._theta
+            )
+            if _effective(params) not in self._seen:
+                break
+        return Asked(self._add(number, params, {}), {"surrogate": self._theta})
 
     # -- Optuna --------------------------------------------------------------------------------------------
 

@@ -7,12 +7,16 @@ order in which they would have ended.
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 from sweeper.core.trial import Measurement, TrialSpec
 from sweeper.engine.messages import Assignment, Measured, Started, StepReport, Tested
 from sweeper.engine.tune import Conductor
+from sweeper.store.ledger import Event, Ledger
 
 Curve = Callable[[TrialSpec], Iterator[Measurement]]
 """What training a trial would measure, epoch by epoch from 1; pure: the same trial gives the same curve."""
@@ -83,3 +87,16 @@ class SimulatedLanes:
 def _elapsed(report: StepReport) -> float:
     outcome = report.outcome
     return outcome.measurement.elapsed_seconds if isinstance(outcome, Measured) else 0.0
+
+
+class MemoryLedger(Ledger):
+    """A ledger that keeps its events in memory alone: for searches that nobody will resume."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), Path())
+
+    def append(self, kind: str, **payload: Any) -> Event:
+        """Keep one event."""
+        event = Event(len(self._events), time.time(), kind, payload)
+        self._events.append(event)
+        return event
