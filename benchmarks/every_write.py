@@ -5,7 +5,8 @@
 No training: recorded-like curves in the place of lanes (`sweeper.workflows.simulate`); searchers, early stopping,
 ledger, confirmation, test opening and tables are the real ones. A forked process runs the study and dies (``_exit``,
 no cleaning up) in the middle of, or right after, the k-th operation on a file; the next one resumes. All tables must
-equal, row by row, those of a study that nothing disturbed. Exit code 1 when any differs.
+equal, row by row, those of a study that nothing disturbed. All of it twice: interrupted trials start again from their
+seed, or go on from a snapshot that may be ahead of the ledger. Exit code 1 when any differs.
 """
 
 from __future__ import annotations
@@ -56,14 +57,17 @@ def curve(trial: TrialSpec) -> Iterator[Measurement]:
         )
 
 
-def session(study: Study) -> None:
+def session(study: Study, *, with_snapshots: bool) -> None:
     """Do what a run does between its start and its report, without lanes."""
+    snapshots = study.paths.root / "simulated" if with_snapshots else None
+    if snapshots is not None:
+        snapshots.mkdir(exist_ok=True)
     with Ledger.open(study.paths) as ledger:
         state = StudyState.replay(ledger.events())
         open_manifest(study)
         book = Book(ledger, state, study.objective, num_workers=1)
         book.write("study_opened", plan_hash=study.plan.plan_hash, reason="run")
-        lanes = SimulatedLanes(curve, test=lambda trial: {"accuracy": trial.seed % 1000 / 1000})
+        lanes = SimulatedLanes(curve, test=lambda trial: {"accuracy": trial.seed % 1000 / 1000}, snapshots=snapshots)
         carry_out(study, book, lanes.serve, lambda: False, 1, lambda _: None)
         write_tables(study.paths, state, study.objective)
 
@@ -118,7 +122,7 @@ class Death:
         os.fsync, os.replace, Path.open = dying_fsync, dying_replace, open_dying  # type: ignore[assignment,method-assign]
 
 
-def in_a_process(study: Study, at: int | None) -> tuple[int, list[str]]:
+def in_a_process(study: Study, at: int | None, *, with_snapshots: bool) -> tuple[int, list[str]]:
     """Run a session in a fork that dies at operation ``at``; return its exit code and what it did."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -127,7 +131,7 @@ def in_a_process(study: Study, at: int | None) -> tuple[int, list[str]]:
         try:
             os.close(reader)
             Death(at, kinds).install()
-            session(study)
+            session(study, with_snapshots=with_snapshots)
             code = 0
         except BaseException as error:
             sys.stderr.write(f"session: {type(error).__name__}: {error}\n")
@@ -154,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Kill at every operation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=25, help="search trials for each of the two models")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th operation, for a short form")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     began = time.monotonic()
@@ -163,26 +168,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = sweeper.load_study(write_study(home / "models", home / "study", options.trials, 1))
         with provisional(spec) as proposed:
             study = settle(proposed)
-        undisturbed = at(study, home / "reference")
-        code, operations = in_a_process(undisturbed, None)
-        assert code == 0, "the undisturbed study failed"
-        expected = {table: rows(undisturbed.paths.root, table) for table in TABLES}
+        operations: Counter[str] = Counter()
         different: list[str] = []
-        for k in range(operations["all"]):
-            disturbed = at(study, home / f"killed-{k}")
-            died, _ = in_a_process(disturbed, k)
-            resumed, _ = in_a_process(disturbed, None)
-            found = {table: rows(disturbed.paths.root, table) for table in TABLES} if resumed == 0 else {}
-            openings = StudyState.replay(Ledger.read(ResultPaths(disturbed.paths.root))).test_openings
-            if died != DIED or resumed != 0 or found != expected or len(openings) != 1:
-                different.append(f"operation {k}: exit codes {died}, {resumed}; openings {len(openings)}")
-    total = operations.pop("all")
+        kills = 0
+        for with_snapshots in (False, True):
+            arm = home / ("snapshots" if with_snapshots else "seeds")
+            undisturbed = at(study, arm / "reference")
+            code, counted = in_a_process(undisturbed, None, with_snapshots=with_snapshots)
+            assert code == 0, "the undisturbed study failed"
+            operations.update(counted)
+            expected = {table: rows(undisturbed.paths.root, table) for table in TABLES}
+            for k in range(0, counted["all"], options.every):
+                kills += 1
+                disturbed = at(study, arm / f"killed-{k}")
+                died, _ = in_a_process(disturbed, k, with_snapshots=with_snapshots)
+                resumed, _ = in_a_process(disturbed, None, with_snapshots=with_snapshots)
+                found = {table: rows(disturbed.paths.root, table) for table in TABLES} if resumed == 0 else {}
+                openings = StudyState.replay(Ledger.read(ResultPaths(disturbed.paths.root))).test_openings
+                if died != DIED or resumed != 0 or found != expected or len(openings) != 1:
+                    different.append(f"{arm.name} {k}: exit codes {died}, {resumed}; openings {len(openings)}")
+    del operations["all"]
     report = {
         "trials": 2 * options.trials,
         "operations": operations,
-        "kills": total,
-        "identical": total - len(different),
-        "share_identical": (total - len(different)) / total,
+        "kills": kills,
+        "identical": kills - len(different),
+        "share_identical": (kills - len(different)) / kills,
         "different": different[:20],
         "seconds": round(time.monotonic() - began, 1),
         "machine": facts(),

@@ -41,11 +41,15 @@ Command: TypeAlias = Start | NextEpoch | Test | Leave
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """Reply to `Start`: where the trial runs, what was read back, and the epoch it goes on from."""
+    """Reply to `Start`: where the trial runs, what was read back, and the epoch it goes on from.
+
+    ``measurements`` are those of the snapshot: the driver may have died before it heard of them.
+    """
 
     node: str
     from_epoch: int
     effective: Mapping[str, Any] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class TrainingWorker:
             node=socket.gethostname(),
             from_epoch=self._run.epoch,
             effective=self._run.effective,
+            measurements=self._run.measurements,
         )
 
     def _next_epoch(self) -> Measurement:

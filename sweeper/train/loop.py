@@ -125,6 +125,11 @@ class TrainingRun(Iterator[Measurement]):
         """Epochs completed."""
         return self._measurements[-1].epoch if self._measurements else 0
 
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """All measurements so far, those before a resumed snapshot included."""
+        return tuple(self._measurements)
+
     def __iter__(self) -> Self:
         return self
 

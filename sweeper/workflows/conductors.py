@@ -59,18 +59,20 @@ class _Conductor:
             self._book.write("retry", trial_id=trial.trial_id, attempt=report.attempt, reason=reason)
         if report.started is not None:
             self._book.started(trial.trial_id, report.attempt, report.started)
-        ended = self._outcome(trial, report)
+        # A snapshot may know epochs that never reached the ledger, and decisions that were not written any more.
+        past = report.started.measurements if report.started is not None else ()
+        outcomes = [*(Measured(measurement) for measurement in past), report.outcome]
+        ended = any(self._outcome(trial, report.attempt, outcome) for outcome in outcomes)
         if ended:
             del self._running[trial.trial_id]
         return ended
 
-    def _outcome(self, trial: TrialSpec, report: StepReport) -> bool:
-        outcome = report.outcome
+    def _outcome(self, trial: TrialSpec, attempt: int, outcome: Measured | Tested | Failed) -> bool:
         if isinstance(outcome, Failed):
             self._end(trial, outcome.state, outcome.reason, outcome.trace)
             return True
         assert isinstance(outcome, Measured), f"training answered {outcome!r}"
-        self._book.measured(trial.trial_id, report.attempt, outcome.measurement)
+        self._book.measured(trial.trial_id, attempt, outcome.measurement)
         if outcome.measurement.epoch >= trial.max_epochs:
             self._end(trial, TrialState.COMPLETE)
             return True
@@ -266,8 +268,7 @@ class TestConductor(_Conductor):
             Assignment(trial, is_test=True) for trial in trials if trial.trial_id not in book.state.tested
         )
 
-    def _outcome(self, trial: TrialSpec, report: StepReport) -> bool:
-        outcome = report.outcome
+    def _outcome(self, trial: TrialSpec, attempt: int, outcome: Measured | Tested | Failed) -> bool:  # noqa: ARG002
         if isinstance(outcome, Tested):
             self._book.write(
                 "tested",

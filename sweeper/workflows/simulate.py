@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sweeper.core.trial import Measurement, TrialSpec
 from sweeper.engine.messages import Assignment, Measured, Started, StepReport, Tested
 from sweeper.engine.tune import Conductor
 from sweeper.store.ledger import Event, Ledger
+from sweeper.store.paths import replace_file
 
 Curve = Callable[[TrialSpec], Iterator[Measurement]]
 """What training a trial would measure, epoch by epoch from 1; pure: the same trial gives the same curve."""
@@ -33,6 +35,9 @@ class SimulatedLanes:
         Trials at the same time, at least 1.
     test:
         Metrics of a confirmation run on the test split; where None, testing is not simulated.
+    snapshots:
+        A folder in which every epoch of every trial is kept before it is reported, as lanes with
+        ``snapshot_seconds: 0`` do; a trial that was interrupted goes on from there.
 
     Attributes
     ----------
@@ -41,12 +46,17 @@ class SimulatedLanes:
     """
 
     def __init__(
-        self, curve: Curve, num_lanes: int = 1, test: Callable[[TrialSpec], Mapping[str, float]] | None = None
+        self,
+        curve: Curve,
+        num_lanes: int = 1,
+        test: Callable[[TrialSpec], Mapping[str, float]] | None = None,
+        snapshots: Path | None = None,
     ) -> None:
         self.clock = 0.0
         self._curve = curve
         self._num_lanes = num_lanes
         self._test = test
+        self._snapshots = snapshots
 
     def serve(self, conductor: Conductor) -> None:
         """Carry out what ``conductor`` asks for until it has nothing left, or stops."""
@@ -73,8 +83,14 @@ class SimulatedLanes:
             outcome = Tested(metrics=self._test(trial), num_examples=1, elapsed_seconds=0.0)
             yield StepReport(trial_id=trial.trial_id, attempt=assignment.attempt, outcome=outcome)
             return
-        started: Started | None = Started(node="simulated", from_epoch=0)
-        for measurement in self._curve(trial):
+        snapshot = self._snapshots / trial.trial_id if self._snapshots is not None else None
+        epochs = int(snapshot.read_text()) if snapshot is not None and snapshot.exists() else 0
+        curve = self._curve(trial)
+        past = tuple(islice(curve, epochs))
+        started: Started | None = Started(node="simulated", from_epoch=epochs, measurements=past)
+        for measurement in curve:
+            if snapshot is not None and measurement.epoch < trial.max_epochs:
+                replace_file(snapshot, partial(_write, str(measurement.epoch)))
             yield StepReport(
                 trial_id=trial.trial_id,
                 attempt=assignment.attempt,
@@ -82,6 +98,10 @@ class SimulatedLanes:
                 outcome=Measured(measurement),
             )
             started = None
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 def _elapsed(report: StepReport) -> float:
