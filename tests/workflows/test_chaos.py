@@ -23,9 +23,9 @@ def run(script, *arguments):
 
 
 def test_a_study_killed_at_any_write_ends_as_if_nothing_had_happened(tmp_path):
-    report = run("every_write.py", "--trials", "2", "--every", "9", str(tmp_path / "out.json"))
+    report = run("every_write.py", "--trials", "1", "--every", "4", str(tmp_path / "out.json"))
     assert report["share_identical"] == 1
-    assert report["kills"] > 60
+    assert report["kills"] > 40
 
 
 @pytest.mark.ray
