@@ -21,7 +21,7 @@ from sweeper.store.lock import holder
 from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
-from sweeper.tasks.registry import task_class
+from sweeper.tasks.registry import needs
 from sweeper.train.loop import TrainData, TrainOptions, train
 from sweeper.workflows.study import Study, provisional
 
@@ -31,8 +31,8 @@ PROBE_EPOCHS = 2  # the first one is slower: caches and allocators warm up
 def check_data(spec: StudySpec) -> DataReport:
     """Check a study's data; nothing is written."""
     with tempfile.TemporaryDirectory(prefix="sweeper-") as folder:
-        kind = task_class(spec.task.type).input_kind
-        return check(prepare(spec.task, kind=kind, seed=spec.seed, folder=Path(folder)))
+        wanted = needs(spec.task)
+        return check(prepare(spec.task, seed=spec.seed, folder=Path(folder), drop_missing=True, **wanted))
 
 
 @dataclass(frozen=True)
