@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
@@ -254,14 +255,16 @@ def _normalised(
     table: pa.Table, reading: Reading, found: Columns, place: str, split: str, base: Path | None
 ) -> pa.Table:
     """Bring a table to the names and types of a raw split."""
-    ids = _ids(table, split)
+    ids = row_ids(table, split)
     table = table.append_column("\x1fexample_id", ids)
     required = (found.target,) if found.template else (*found.inputs, found.target)
     whole = np.ones(len(table), dtype=bool)
     problems = []
     for name in required:
         column = table.column(name)
-        empty = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+        empty = np.asarray(column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False))
+        if _is_text(column.type):  # what csv writes for a missing value
+            empty = empty | (pc.utf8_length(pc.utf8_trim_whitespace(column)).fill_null(1).to_numpy() == 0)
         whole &= ~empty
         if empty.any() and not reading.drop_missing:
             rule = f"column {name} must have a value in every row"
@@ -319,7 +322,8 @@ def _numbers(values: Sequence[Any], place: str) -> list[float]:
     return numbers
 
 
-def _ids(table: pa.Table, split: str) -> pa.Array:
+def row_ids(table: pa.Table, split: str) -> pa.Array:
+    """Return the names of a file's rows: its own ``example_id`` where all differ, else split and number."""
     if "example_id" in table.column_names:
         ids = [str(value) for value in table.column("example_id").to_pylist()]
         if len(set(ids)) == len(ids):

@@ -10,7 +10,8 @@ from typing import Any
 
 from sweeper.core.objective import Objective
 from sweeper.core.trial import TrialKind, TrialRecord, TrialSpec, TrialState
-from sweeper.data.checks import DataReport, check
+from sweeper.data.checks import DataReport, Scan, check
+from sweeper.data.clean import clean
 from sweeper.data.prepare import prepare
 from sweeper.models.load import load
 from sweeper.plan.cost import ModelCost, Probe, estimate
@@ -33,6 +34,21 @@ def check_data(spec: StudySpec) -> DataReport:
     with tempfile.TemporaryDirectory(prefix="sweeper-") as folder:
         wanted = needs(spec.task)
         return check(prepare(spec.task, seed=spec.seed, folder=Path(folder), drop_missing=True, **wanted))
+
+
+def fix_data(spec: StudySpec) -> tuple[DataReport, list[Path]]:
+    """Check a study's data and write a cleaned copy beside the original; return the findings and what was written.
+
+    Raises
+    ------
+    InputError
+        When the data are no local files, or a cleaned copy stands there already.
+    """
+    with tempfile.TemporaryDirectory(prefix="sweeper-") as folder:
+        wanted = needs(spec.task)
+        prepared = prepare(spec.task, seed=spec.seed, folder=Path(folder), drop_missing=True, **wanted)
+        scan = Scan(prepared)
+        return scan.report(), clean(spec.task, scan)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def test_multi_label_targets_come_as_lists_or_separated_text(tmp_path, checkpoin
     assert len(prints) == 1
     measured = list(run(made, model, splits, max_epochs=12, learning_rate=1e-2, focal_gamma=0.5))
     trivial = made.baseline(splits["train"].targets, splits["validation"].targets)
-    assert max(m.metrics["micro_f1"] for m in measured) > max(0.9, trivial["micro_f1"])
+    assert max(m.metrics["micro_f1"] for m in measured) > trivial["micro_f1"] + 0.1
     with pytest.raises(InputError, match=r"task\.balance"):
         make_task(TaskSpec(type="multi-label-classification", data={"train": "x"}, balance="sampler"), data.facts)
 
