@@ -30,8 +30,8 @@ from sweeper.spec.study import ColumnsSpec, TemplateSpec
 
 MAX_PIXELS = 50_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-TEXT_NAMES = ("text", "sentence", "message", "content", "review", "document", "input")
-LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent")
+TEXT_NAMES = ("text", "sentence", "message", "content", "review", "document", "input", "prompt", "question")
+LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent", "completion", "response", "answer")
 _REPORTED = 5  # unreadable images listed one by one
 
 

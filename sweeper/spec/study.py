@@ -85,7 +85,10 @@ class MetricSpec(_Section):
     goal: Goal | None = Field(None, description="None: follows the metric")
 
 
-TASKS = "text-classification | image-classification | multi-label-classification | regression | package.module:Class"
+TASKS = (
+    "text-classification | image-classification | multi-label-classification | regression | text-generation | "
+    "package.module:Class"
+)
 
 
 class TaskSpec(_Section):

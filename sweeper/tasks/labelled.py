@@ -96,7 +96,9 @@ def not_applicable(kind: str, target: TargetKind) -> dict[str, str]:
     """Return the hyperparameters that do nothing for a kind of inputs and targets, each with the reason."""
     other, what = (OF_TEXT, "text") if kind == "image" else (OF_IMAGES, "images")
     found = dict.fromkeys(other, f"applies to {what} only")
-    if target in ("number", "text"):
+    if target == "text":
+        found |= dict.fromkeys(("focal_gamma", "balance"), "applies to classes only")
+    if target == "number":
         found |= dict.fromkeys((*OF_CLASSES, "mixup_alpha", "cutmix_alpha"), "applies to classes only")
     if target == "labels":
         found["balance"] = "applies to one label an example only"

@@ -55,6 +55,14 @@ REGRESSION = _table(
     ),
 )
 
+GENERATION = _table(
+    Metric("perplexity", "minimize", "exp of the mean cross entropy over all answer tokens, which is cut at 50"),
+    Metric(
+        "token_accuracy", "maximize", "share of answer tokens that are the most probable after the true ones before"
+    ),
+    Metric("exact_match", "maximize", "share of answers that greedy decoding gives exactly, the end token included"),
+)
+
 
 def decisions(probabilities: NDArray[Any], threshold: float | None = None) -> NDArray[np.int64]:
     """Return the most probable class (N,), ties to the first; of two classes the second from ``threshold`` on."""
@@ -129,6 +137,21 @@ def regression_scores(targets: NDArray[Any], predictions: NDArray[Any]) -> dict[
         "mae": float(np.mean(np.abs(errors))),
         "r2": 1 - squared / spread if spread > 0 else float(squared == 0),
         "spearman": _spearman(targets, predictions),
+    }
+
+
+def generation_scores(kept: NDArray[Any]) -> dict[str, float]:
+    """Score answers by their summed cross entropy, tokens and most probable tokens (N, 3).
+
+    Greedy decoding gives an answer exactly when each of its tokens is the most probable after the true ones before it,
+    so an exact match needs no generation.
+    """
+    entropy, tokens, hits = kept.astype(np.float64).sum(axis=0)
+    tokens = max(tokens, 1.0)
+    return {
+        "perplexity": float(np.exp(min(entropy / tokens, 50.0))),
+        "token_accuracy": float(hits / tokens),
+        "exact_match": float(np.mean(kept[:, 1] == kept[:, 2])),
     }
 
 

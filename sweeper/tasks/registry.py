@@ -17,6 +17,7 @@ BUILT_IN = {
     "text-classification": "sweeper.tasks.text_classification:TextClassification",
     "image-classification": "sweeper.tasks.image_classification:ImageClassification",
     "multi-label-classification": "sweeper.tasks.multi_label:MultiLabelClassification",
+    "text-generation": "sweeper.tasks.text_generation:TextGeneration",
     "regression": "sweeper.tasks.regression:Regression",
 }
 

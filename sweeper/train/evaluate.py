@@ -61,7 +61,8 @@ def evaluate(
         On every worker, when one of them cannot hold even a single example.
     """
     order = np.argsort(examples.lengths, kind="stable")
-    batches = [order[i : i + options.eval_batch_size] for i in range(0, len(order), options.eval_batch_size)]
+    most = min(options.eval_batch_size, getattr(task, "max_eval_examples", options.eval_batch_size))
+    batches = [order[i : i + most] for i in range(0, len(order), most)]
     mine = batches[parallel.rank() :: parallel.world_size()][::-1]  # a stack: the shortest on top
     parts: list[tuple[NDArray[np.int64], NDArray[np.float32], float]] = []
     module.eval()
