@@ -26,6 +26,7 @@ PAIRS = tuple(combinations(SPLITS, 2))
 _LONG_FACTOR = 8  # an input this many times longer than the median is listed as over-long
 _FAR = 3.0  # an outlier lies this many interquartile ranges beyond the quartiles (Tukey's "far out")
 _TELLTALE = 0.5  # share of inputs that name their own label from which they are suspect
+_OF_RECORDS = "near duplicates are not looked for in records: rows that differ in a digit are different rows"
 _DETERMINED = 0.999  # share of rows, or rank correlation, from which one column gives the target away
 
 
@@ -90,6 +91,7 @@ class Scan:
         self._prepared = prepared
         self.tables = {"train": prepared.train(), "validation": prepared.validation(), "test": prepared.open_test()}
         self.is_image = "image" in self.tables["train"].column_names
+        self.is_record = any(name.startswith(FIELD) for name in self.tables["train"].column_names)
         self._raw: dict[str, list[int]] = {}
         self._keys: dict[str, list[int]] = {}
         self._sizes: dict[str, NDArray[np.float64]] = {}
@@ -113,7 +115,12 @@ class Scan:
         return np.array([found in known for found in self._keys[second]], dtype=bool)
 
     def near(self, first: str, second: str) -> NDArray[np.bool_]:
-        """Return which rows of ``second`` nearly stand in ``first``; of one split: nearly stood earlier."""
+        """Return which rows of ``second`` nearly stand in ``first``; of one split: nearly stood earlier.
+
+        Records never do: two rows that differ in a digit are two measurements.
+        """
+        if self.is_record:
+            return np.zeros(len(self._keys[second]), dtype=bool)
         return near_rows(self._made[first], self._made[second], self._keys[first], self._keys[second])
 
     @cached_property
@@ -151,7 +158,7 @@ class Scan:
             over_long=0 if self.is_image else int((sizes > _LONG_FACTOR * np.median(sizes)).sum()),
             outliers={s: int(outliers[bounds[i] : bounds[i + 1]].sum()) for i, s in enumerate(SPLITS)},
             suspect_inputs=tuple(self._suspects()),
-            notes=tuple(prepared.notes),
+            notes=(*prepared.notes, *([_OF_RECORDS] if self.is_record else [])),
         )
 
     def removals(self) -> dict[str, dict[str, str]]:

@@ -344,3 +344,31 @@ def test_the_trivial_answer_is_learnt_from_train():
     facts = TargetFacts(kind="number", mean=1.0, scale=2.0)
     regression = make_task(TaskSpec(type="regression", data={"train": "x"}), facts)
     assert regression.baseline(np.array([1.0, 3.0]), np.array([2.0, 4.0]))["mae"] == 1.0
+
+
+def test_regression_takes_the_presets_of_encoders_without_what_needs_classes(tmp_path, checkpoints):
+    from sweeper.spec.study import StudySpec
+    from sweeper.workflows.study import assemble
+
+    study = {
+        "name": "prices",
+        "task": {
+            "type": "regression",
+            "data": {"train": prices(tmp_path)},
+            "columns": {"input": ["size", "age"], "target": "price"},
+        },
+        "models": [{"name": "bert", "checkpoint": str(checkpoints["bert"])}],
+    }
+    space = assemble(StudySpec.model_validate(study), tmp_path / "data").spaces["bert"]
+    names = {parameter.name for parameter in space}
+    assert "learning_rate" in names
+    assert "label_smoothing" not in names | set(space.default)
+    own = tmp_path / "space.yaml"
+    own.write_text(
+        "parameters:\n  learning_rate: {type: float, low: 1e-5, high: 1e-3, log: true}\n"
+        "  focal_gamma: {type: float, low: 0.0, high: 3.0}\n  balance: none\ndefault: {learning_rate: 1e-4, focal_gamma: 0.0}\n"
+    )
+    study["search"] = {"space": str(own)}
+    with pytest.raises(InputError, match="focal_gamma: applies to classes only") as caught:
+        assemble(StudySpec.model_validate(study), tmp_path / "data")
+    assert len(caught.value.problems) == 1  # `balance: none` asks for nothing

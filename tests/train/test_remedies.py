@@ -41,6 +41,12 @@ def test_an_augmented_run_resumes_bit_for_bit_and_ignores_micro_batches(bench, t
     assert first.effective["augmentation"] == ALL
 
 
+@pytest.mark.parametrize("name", ["mixup_alpha", "cutmix_alpha", "random_crop", "horizontal_flip"])
+def test_every_augmentation_changes_training(bench, name):
+    changed = next(bench.run(**{name: 0.5})).train_loss
+    assert changed != pytest.approx(next(bench.run()).train_loss, rel=1e-6)
+
+
 def test_augmentation_leaves_validation_alone(bench):
     run = bench.run(learning_rate=0.0, **ALL)
     plain = bench.run(learning_rate=0.0)
