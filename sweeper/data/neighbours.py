@@ -37,12 +37,12 @@ _PUNCTUATION = re.compile(r"(?<=\d)[.,](?=\d)|(?<![\w.])-(?=\d)|[^\w\s]|_")
 def normal(text: str) -> str:
     """Return a text without what copies differ in: Unicode form, accents, case, punctuation, white space.
 
-    Decimal points and signs of numbers stay; a text of nothing else keeps its punctuation.
+    Decimal points and signs of numbers stay; a text of nothing else stays as it is, but for white space.
     """
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
     plain = "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf"))
     bare = _PUNCTUATION.sub(lambda m: m.group() if m.group() in ".,-" and _keeps(m) else " ", plain)
-    return " ".join(bare.split()) or " ".join(plain.split())
+    return " ".join(bare.split()) or " ".join(plain.split()) or " ".join(text.split())
 
 
 def _keeps(match: re.Match[str]) -> bool:

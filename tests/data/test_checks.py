@@ -83,7 +83,7 @@ def test_punctuation_that_means_something_stays(a, b, same):
 def test_normalising_again_changes_nothing_and_keeps_something(text):
     once = normal(text)
     assert normal(once) == once
-    assert once or not [c for c in text if not c.isspace() and unicodedata.category(c) not in ("Mn", "Cf")]
+    assert once or not text.split()
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4))
