@@ -231,3 +231,12 @@ def test_the_403_duplicates_of_sms_spam_are_found(tmp_path):
     report = scan.report().as_dict()
     assert report["exact_duplicates"]["all"] == 403
     assert report["classes"] == {"ham": 4827, "spam": 747}
+
+
+def test_records_that_differ_in_a_digit_are_no_near_duplicates(tmp_path):
+    rows = [{"note": "one long constant description of a shop", "amount": 1000 + i, "label": i % 2} for i in range(60)]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    _, scan = scanned(tmp_path, columns={"input": ["note", "amount"]}, train=str(tmp_path / "t.jsonl"))
+    report = scan.report()
+    assert not any(report.near_leaks.values())
+    assert any("not looked for in records" in note for note in report.notes)
