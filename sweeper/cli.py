@@ -55,13 +55,21 @@ def init(
 
 
 @app.command()
-def check(study: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(
+    study: StudyFile,
+    overrides: Overrides = None,
+    fix: Annotated[bool, typer.Option("--fix", help="write a cleaned copy beside the data, never over it")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Read the data and report classes, duplicates, leakage and other dangers."""
     from sweeper.spec.load import load_study
-    from sweeper.workflows.inspect import check_data
+    from sweeper.workflows.inspect import check_data, fix_data
 
-    report = check_data(load_study(study, overrides or ()))
+    spec = load_study(study, overrides or ())
+    report, written = fix_data(spec) if fix else (check_data(spec), [])
     typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
+    for path in written:
+        typer.echo(f"written: {path}", err=True)
 
 
 @app.command()

@@ -27,10 +27,13 @@ from sweeper.engine.environment import prepare
 
 prepare(own_ray=True)
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("sweeper", deadline=None)  # the machine may be busy with other work
+hypothesis.settings.load_profile("sweeper")
 
 
 @pytest.fixture(scope="session", autouse=True)

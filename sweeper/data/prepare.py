@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sweeper.core.errors import InputError, Problem
+from sweeper.core.head import TargetFacts, TargetKind
 from sweeper.data.encoded import map_table, write_table
-from sweeper.data.sources import read_source
+from sweeper.data.sources import Reading, read_source
 from sweeper.data.splits import split_off, subset
 from sweeper.spec.study import TaskSpec
 
@@ -26,23 +28,34 @@ SPLITS = ("train", "validation", "test")
 class PreparedData:
     """Splits on disk; each has ``example_id``, its inputs (``text``, ``text_pair`` or ``image``) and ``label``.
 
+    ``label`` is a class index, a list of them, a number or a text. Where the study names such columns ``group`` and
+    ``time`` stand beside; a record's raw columns stay as ``field.NAME``.
+
     Parameters
     ----------
-    classes:
-        Labels in the order of their index.
+    facts:
+        What was learnt of the targets on train.
     fingerprint:
         Hash of the content of all three splits.
     counts:
-        By split and class: examples.
+        By split and class, or set of labels: examples. Numbers and texts are counted under one empty name.
+    missing:
+        By split: rows left out because input or target were missing.
     notes:
         What a user should know.
     """
 
     folder: Path
-    classes: tuple[str, ...]
+    facts: TargetFacts
     fingerprint: str
     counts: Mapping[str, Mapping[str, int]]
+    missing: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Labels in the order of their index; empty for numbers and text."""
+        return self.facts.classes
 
     @property
     def num_examples(self) -> dict[str, int]:
@@ -62,26 +75,38 @@ class PreparedData:
         return map_table(self.folder / "test.arrow")
 
     def resplit(self, seed: int) -> tuple[pa.Table, pa.Table]:
-        """Return train and validation drawn anew from their union, of the same sizes, alike in their classes."""
-        union = pa.concat_tables([self.train(), self.validation()]).combine_chunks()
-        labels = union.column("label").to_numpy()
-        rest, chosen = split_off(labels, self.num_examples["validation"] / len(union), seed)
+        """Return train and validation drawn anew from their union, of like sizes, alike in their classes.
+
+        Groups stay whole. What was learnt of the targets stays that of the study's own train split.
+        """
+        union = pa.concat_tables([self.train(), self.validation()], promote_options="permissive").combine_chunks()
+        groups = np.asarray(union.column("group").to_pylist()) if "group" in union.column_names else None
+        share = self.num_examples["validation"] / len(union)
+        rest, chosen = split_off(_strata(union.column("label"), self.facts.kind), share, seed, groups)
         return union.take(rest), union.take(chosen)
 
 
 def load_prepared(folder: Path) -> PreparedData:
     """Read what `prepare` wrote."""
     facts = json.loads((folder / "data.json").read_text())
+    target = facts.pop("facts")
     return PreparedData(
         folder=folder,
-        classes=tuple(facts.pop("classes")),
+        facts=TargetFacts(**{**target, "classes": tuple(target["classes"])}),
         notes=tuple(facts.pop("notes")),
         **facts,
     )
 
 
 def prepare(
-    spec: TaskSpec, *, kind: str, seed: int, folder: Path, in_memory: Mapping[str, Any] | None = None
+    spec: TaskSpec,
+    *,
+    kind: str,
+    seed: int,
+    folder: Path,
+    in_memory: Mapping[str, Any] | None = None,
+    target: TargetKind = "class",
+    drop_missing: bool = False,
 ) -> PreparedData:
     """Read, check and split the data, and write the splits.
 
@@ -97,53 +122,50 @@ def prepare(
         Where to write. Nothing is written when the input is wrong.
     in_memory:
         Splits as ``datasets.Dataset`` by name, in the place of files.
+    target:
+        Kind of the targets.
+    drop_missing:
+        Leave out and count rows without input or target, instead of refusing them: for the data check.
 
     Raises
     ------
     InputError
         For missing files or columns, unreadable images, one class only, a label unseen in train, an empty split.
     """
-    tables = _read(spec, kind, in_memory)
+    reading = Reading(
+        kind=kind,
+        columns=spec.columns,
+        target=target,
+        group=spec.data.group,
+        time=spec.data.time,
+        drop_missing=drop_missing,
+    )
+    tables, missing = _read(spec, reading, in_memory)
+    raw = _split(tables, spec, target, seed)
+    facts = _facts(raw, target)
+    _check(raw, facts)
+    final = {split: _indexed(table, facts) for split, table in raw.items()}
+    counts = _counts(final, facts)
     notes: list[str] = []
-    train = tables["train"]
-    groups = _groups(spec, kind, in_memory) if spec.data.group is not None else None
-    parts = {"train": np.arange(len(train))}
-    labels = np.asarray(train.column("label").to_pylist())
-    for split, share in (("test", spec.data.test), ("validation", spec.data.validation)):
-        if isinstance(share, float):
-            rest = parts["train"]
-            kept, chosen = split_off(
-                labels[rest], _of_rest(share, split, spec), seed, groups[rest] if groups is not None else None
-            )
-            parts["train"], parts[split] = rest[kept], rest[chosen]
-    if spec.data.max_train_examples is not None:
-        rows = parts["train"]
-        parts["train"] = rows[subset(labels[rows], spec.data.max_train_examples, seed)]
-    raw = {split: train.take(parts[split]) if split in parts else tables[split] for split in SPLITS}
-    classes = _classes(raw)
-    _check(raw, classes)
-    final = {split: _indexed(table, classes) for split, table in raw.items()}
-    counts = {
-        split: dict(
-            zip(classes, np.bincount(table.column("label").to_numpy(), minlength=len(classes)).tolist(), strict=True)
-        )
-        for split, table in final.items()
-    }
-    rare = [name for name, count in counts["train"].items() if count < 2]
-    if rare:
-        notes.append(f"{len(rare)} classes have a single training example, {rare[0]} among them")
+    if target == "class":
+        rare = [name for name, count in counts["train"].items() if count < 2]
+        if rare:
+            notes.append(f"{len(rare)} classes have a single training example, {rare[0]} among them")
     prepared = PreparedData(
         folder=folder,
-        classes=classes,
+        facts=facts,
         fingerprint=_fingerprint(final),
         counts=counts,
+        missing=missing,
         notes=tuple(notes),
     )
     _write(prepared, final)
     return prepared
 
 
-def _read(spec: TaskSpec, kind: str, in_memory: Mapping[str, Any] | None) -> dict[str, pa.Table]:
+def _read(
+    spec: TaskSpec, reading: Reading, in_memory: Mapping[str, Any] | None
+) -> tuple[dict[str, pa.Table], dict[str, int]]:
     tables: dict[str, pa.Table] = {}
     problems: list[Problem] = []
     for split in SPLITS:
@@ -151,23 +173,50 @@ def _read(spec: TaskSpec, kind: str, in_memory: Mapping[str, Any] | None) -> dic
         if isinstance(source, str) or (in_memory is not None and split in in_memory):
             try:
                 tables[split], _ = read_source(
-                    str(source), kind, spec.columns, split=split, revision=spec.data.revision, in_memory=in_memory
+                    str(source), reading, split=split, revision=spec.data.revision, in_memory=in_memory
                 )
             except InputError as error:
                 problems.extend(error.problems)
     if problems:
         raise InputError(problems)
-    return tables
+    missing = {
+        split: int(table.schema.metadata[b"missing"]) for split, table in tables.items() if table.schema.metadata
+    }
+    return {split: table.replace_schema_metadata(None) for split, table in tables.items()}, missing
 
 
-def _groups(spec: TaskSpec, kind: str, in_memory: Mapping[str, Any] | None) -> NDArray[Any]:
-    """Read the group column of train by treating it as the target."""
-    assert spec.data.group is not None
-    columns = spec.columns.model_copy(update={"target": spec.data.group})
-    table, _ = read_source(
-        spec.data.train, kind, columns, split="train", revision=spec.data.revision, in_memory=in_memory
-    )
-    return np.asarray(table.column("label").to_pylist())
+def _split(tables: Mapping[str, pa.Table], spec: TaskSpec, target: TargetKind, seed: int) -> dict[str, pa.Table]:
+    """Draw the splits that are shares of train, and the subset of train."""
+    train = tables["train"]
+    strata = _strata(train.column("label"), target)
+    groups = np.asarray(train.column("group").to_pylist()) if spec.data.group is not None else None
+    parts = {"train": np.arange(len(train))}
+    if spec.data.time is not None:
+        parts["train"] = np.argsort(np.asarray(train.column("time").to_pylist()), kind="stable")
+    for split, share in (("test", spec.data.test), ("validation", spec.data.validation)):
+        if isinstance(share, float):
+            rest = parts["train"]
+            of_rest = _of_rest(share, split, spec)
+            if spec.data.time is not None:
+                last = max(1, round(of_rest * len(rest)))
+                parts["train"], parts[split] = rest[:-last], rest[-last:]
+                continue
+            within = groups[rest] if groups is not None else None
+            kept, chosen = split_off(strata[rest], of_rest, seed, within)
+            parts["train"], parts[split] = rest[kept], rest[chosen]
+    if spec.data.max_train_examples is not None:
+        rows = parts["train"]
+        parts["train"] = rows[subset(strata[rows], spec.data.max_train_examples, seed)]
+    return {split: train.take(parts[split]) if split in parts else tables[split] for split in SPLITS}
+
+
+def _strata(labels: Any, target: TargetKind) -> NDArray[Any]:
+    """Return what splits shall be alike in, (N,): the class, the set of labels, or nothing."""
+    if target == "class":
+        return np.asarray(labels.to_pylist())
+    if target == "labels":
+        return np.asarray(["\x1f".join(str(label) for label in found) for found in labels.to_pylist()])
+    return np.zeros(len(labels), dtype=np.int64)
 
 
 def _of_rest(share: float, split: str, spec: TaskSpec) -> float:
@@ -176,27 +225,47 @@ def _of_rest(share: float, split: str, spec: TaskSpec) -> float:
     return share / (1 - test) if split == "validation" and isinstance(test, float) else share
 
 
-def _classes(raw: Mapping[str, pa.Table]) -> tuple[str, ...]:
-    """Return the labels of train in a natural order: numbers by value, else by text."""
-    labels = set(raw["train"].column("label").to_pylist())
+def _facts(raw: Mapping[str, pa.Table], target: TargetKind) -> TargetFacts:
+    """Learn the classes, or mean and deviation, from train."""
+    labels = raw["train"].column("label")
+    if target == "number":
+        values = labels.to_numpy()
+        scale = float(values.std()) if len(values) else 0.0
+        return TargetFacts(kind=target, mean=float(values.mean()) if len(values) else 0.0, scale=scale)
+    if target == "text":
+        return TargetFacts(kind=target)
+    return TargetFacts(kind=target, classes=_natural({label for found in _lists(labels) for label in found}))
+
+
+def _lists(labels: Any) -> list[list[Any]]:
+    """Return each row's labels, one or many, as a list."""
+    return [value if isinstance(value, list) else [value] for value in labels.to_pylist()]
+
+
+def _natural(labels: set[str]) -> tuple[str, ...]:
+    """Return labels in a natural order: numbers by value, else by text."""
     try:
         return tuple(sorted(labels, key=float))
     except ValueError:
         return tuple(sorted(labels))
 
 
-def _check(raw: Mapping[str, pa.Table], classes: tuple[str, ...]) -> None:
+def _check(raw: Mapping[str, pa.Table], facts: TargetFacts) -> None:
     problems = [
         Problem(f"task.data.{split}", "a split must hold at least one example", "0", "give more rows or another share")
         for split, table in raw.items()
         if len(table) == 0
     ]
-    if len(classes) == 1:
-        remedy = "check the target column"
-        problems.append(Problem("task.data.train", "must hold at least two classes", f"only {classes[0]}", remedy))
-    for split in ("validation", "test"):
-        unseen = sorted(set(raw[split].column("label").to_pylist()) - set(classes))
-        if unseen and classes:
+    remedy = "check the target column"
+    if facts.kind in ("class", "labels") and len(facts.classes) == 1:
+        rule, value = "must hold at least two classes", f"only {facts.classes[0]}"
+        problems.append(Problem("task.data.train", rule, value, remedy))
+    if facts.kind == "number" and facts.scale == 0 and not problems:
+        rule, value = "the target must take more than one value", f"only {facts.mean:g}"
+        problems.append(Problem("task.data.train", rule, value, remedy))
+    for split in ("validation", "test") if facts.classes else ():
+        unseen = sorted({label for found in _lists(raw[split].column("label")) for label in found} - set(facts.classes))
+        if unseen:
             rule = "every label must occur in train"
             remedy = "correct the label, or add training examples of it"
             problems.append(Problem(f"task.data.{split}", rule, ", ".join(unseen[:5]), remedy))
@@ -204,10 +273,30 @@ def _check(raw: Mapping[str, pa.Table], classes: tuple[str, ...]) -> None:
         raise InputError(problems)
 
 
-def _indexed(table: pa.Table, classes: tuple[str, ...]) -> pa.Table:
-    index = {name: number for number, name in enumerate(classes)}
-    labels = pa.array([index[label] for label in table.column("label").to_pylist()], pa.int32())
-    return table.set_column(table.column_names.index("label"), "label", labels)
+def _indexed(table: pa.Table, facts: TargetFacts) -> pa.Table:
+    """Replace class names by their indices."""
+    index = {name: number for number, name in enumerate(facts.classes)}
+    at, labels = table.column_names.index("label"), table.column("label").to_pylist()
+    if facts.kind == "class":
+        return table.set_column(at, "label", pa.array([index[label] for label in labels], pa.int32()))
+    if facts.kind == "labels":
+        indices = [sorted(index[label] for label in found) for found in labels]
+        return table.set_column(at, "label", pa.array(indices, pa.list_(pa.int32())))
+    return table
+
+
+def _counts(tables: Mapping[str, pa.Table], facts: TargetFacts) -> dict[str, dict[str, int]]:
+    found = {}
+    for split, table in tables.items():
+        if facts.kind == "class":
+            numbers = np.bincount(table.column("label").to_numpy(), minlength=len(facts.classes)).tolist()
+            found[split] = dict(zip(facts.classes, numbers, strict=True))
+        elif facts.kind == "labels":
+            sets = (", ".join(facts.classes[i] for i in row) for row in table.column("label").to_pylist())
+            found[split] = dict(Counter(sets))
+        else:
+            found[split] = {"": len(table)}
+    return found
 
 
 def _fingerprint(tables: Mapping[str, pa.Table]) -> str:

@@ -1,46 +1,77 @@
 """Reading labelled examples: csv, tsv, json, jsonl, parquet, image folders, hub ids, built-ins, memory.
 
-Whatever the source, a raw table has ``example_id`` (text), its input column(s) and ``label`` (text).
+Whatever the source, a raw table has ``example_id`` (text), its input column(s) and ``label``: text, a list of texts,
+or a number; where asked ``group`` and ``time``, and the raw columns of records as ``field.NAME``.
 """
 
 from __future__ import annotations
 
 import difflib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 from PIL import Image
 
 from sweeper.core.errors import InputError, Problem
+from sweeper.core.head import TargetKind
 from sweeper.data.builtin import read_builtin
-from sweeper.spec.study import ColumnsSpec
+from sweeper.data.records import FIELD, default_template, render, template_fields
+from sweeper.spec.study import ColumnsSpec, TemplateSpec
 
 MAX_PIXELS = 50_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-TEXT_NAMES = ("text", "sentence", "message", "content", "review", "document", "input")
-LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent")
+TEXT_NAMES = ("text", "sentence", "message", "content", "review", "document", "input", "prompt", "question")
+LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent", "completion", "response", "answer")
 _REPORTED = 5  # unreadable images listed one by one
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that were found: one or two inputs, and the target."""
+    """The columns that were found: the inputs, the target, and the template of a record (empty for others)."""
 
     inputs: tuple[str, ...]
     target: str
+    template: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a source is read.
+
+    Parameters
+    ----------
+    kind:
+        ``text`` or ``image``.
+    target:
+        Kind of the targets.
+    group, time:
+        Columns to keep beside, where there are such.
+    drop_missing:
+        Leave out rows without input or target instead of refusing them.
+    """
+
+    kind: str
+    columns: ColumnsSpec
+    target: TargetKind = "class"
+    group: str | None = None
+    time: str | None = None
+    drop_missing: bool = False
 
 
 def read_source(
     source: str,
-    kind: str,
-    columns: ColumnsSpec,
+    kind: str | Reading,
+    columns: ColumnsSpec | None = None,
     *,
     split: str,
     revision: str | None = None,
@@ -52,8 +83,8 @@ def read_source(
     ----------
     source:
         As in the study file.
-    kind:
-        ``text`` or ``image``.
+    kind, columns:
+        ``text`` or ``image`` and the columns, or a whole `Reading`.
     split:
         ``train``, ``validation`` or ``test``: for hub ids and for messages.
 
@@ -62,7 +93,9 @@ def read_source(
     InputError
         For anything missing or unreadable, in one line.
     """
+    reading = kind if isinstance(kind, Reading) else Reading(kind=kind, columns=columns or ColumnsSpec())
     place = f"task.data.{split} {source}"
+    base: Path | None = None
     if in_memory is not None:
         table = in_memory[split].with_format("arrow")[:] if split in in_memory else None
         if table is None:
@@ -71,16 +104,24 @@ def read_source(
         table = read_builtin(source.removeprefix("builtin:"))
     else:
         path = Path(source)
-        if path.is_dir() and kind == "image":
-            return _image_folder(path, place), Columns(("image",), "label")
-        table = _read_file(path, place) if path.is_file() else _read_hub(source, split, revision, place)
+        if path.is_dir() and reading.kind == "image":
+            return _with_target(_image_folder(path, place), reading, place), Columns(("image",), "label")
+        table = read_file(path, place) if path.is_file() else _read_hub(source, split, revision, place)
+        base = path.parent if path.is_file() else None
     if len(table) == 0:
         raise InputError(Problem(place, "must hold at least one example", "0 rows", "give a file with rows"))
-    found = _find_columns(table, kind, columns, place)
-    return _normalised(table, kind, found, place, split), found
+    found = _find_columns(table, reading, place)
+    return _normalised(table, reading, found, place, split, base), found
 
 
-def _read_file(path: Path, place: str) -> pa.Table:
+def read_file(path: Path, place: str) -> pa.Table:
+    """Read a csv, tsv, json, jsonl or parquet file as it is.
+
+    Raises
+    ------
+    InputError
+        When it is empty, damaged or of another kind.
+    """
     suffix = path.suffix.lower()
     if path.stat().st_size == 0:
         raise InputError(Problem(place, "must not be empty", "0 bytes", "give a file with rows"))
@@ -173,51 +214,117 @@ def _check_images(names: Sequence[str], cells: Sequence[bytes]) -> None:
         raise InputError(problems)
 
 
-def _find_columns(table: pa.Table, kind: str, columns: ColumnsSpec, place: str) -> Columns:
-    names = table.column_names
-    asked = [columns.input] if isinstance(columns.input, str) else columns.input
-    usual = ("image", "img") if kind == "image" else TEXT_NAMES
+def _find_columns(table: pa.Table, reading: Reading, place: str) -> Columns:
+    columns, names = reading.columns, table.column_names
+    template = columns.input.template if isinstance(columns.input, TemplateSpec) else ""
+    asked: Sequence[str] = (
+        template_fields(template, "task.columns.input.template")
+        if isinstance(columns.input, TemplateSpec)
+        else [columns.input]
+        if isinstance(columns.input, str)
+        else columns.input or ()
+    )
+    usual = ("image", "img") if reading.kind == "image" else TEXT_NAMES
     inputs = tuple(asked) if asked else tuple(name for name in usual if name in names)[:1]
     target = columns.target or next((name for name in LABEL_NAMES if name in names), None)
+    beside = (("data.group", reading.group), ("data.time", reading.time))
     problems = []
-    for what, wanted in (("input", inputs), ("target", (target,) if target else ())):
+    for what, wanted in (("columns.input", inputs), ("columns.target", (target,) if target else ())):
         missing = [name for name in wanted if name not in names]
         if not wanted or missing:
-            rule = f"the {what} column must be there, the file has {', '.join(names)}"
-            remedy = f"name it under task.columns.{what}"
+            rule = f"the {what.removeprefix('columns.')} column must be there, the file has {', '.join(names)}"
+            remedy = f"name it under task.{what}"
             problems.append(Problem(place, rule, ", ".join(missing) or "none of the usual names", remedy))
-    if len(inputs) > 2:
-        problems.append(Problem(place, "one or two input columns can be used", str(len(inputs)), "join the others"))
+    for what, name in beside:
+        if name is not None and name not in names:
+            rule = f"the column of task.{what} must be there, the file has {', '.join(names)}"
+            problems.append(Problem(place, rule, name, "correct it"))
+    if reading.kind == "image" and len(inputs) > 1:
+        problems.append(Problem(place, "one image column can be used", str(len(inputs)), "name one"))
+    if target is not None and target in inputs:
+        problems.append(Problem(place, "the target must not be an input", target, "remove it from task.columns.input"))
     if problems:
         raise InputError(problems)
     assert target is not None
-    return Columns(inputs, target)
+    is_pair = len(inputs) == 2 and all(_is_text(table.column(name).type) for name in inputs)
+    if reading.kind == "text" and len(inputs) > 1 and not template and not is_pair:
+        template = default_template(inputs)
+    return Columns(inputs, target, template)
 
 
-def _normalised(table: pa.Table, kind: str, found: Columns, place: str, split: str) -> pa.Table:
+def _normalised(
+    table: pa.Table, reading: Reading, found: Columns, place: str, split: str, base: Path | None
+) -> pa.Table:
     """Bring a table to the names and types of a raw split."""
+    ids = row_ids(table, split)
+    table = table.append_column("\x1fexample_id", ids)
+    required = (found.target,) if found.template else (*found.inputs, found.target)
+    whole = np.ones(len(table), dtype=bool)
     problems = []
-    for name in (*found.inputs, found.target):
+    for name in required:
         column = table.column(name)
-        if column.null_count:
-            first = column.is_null().to_pylist().index(True) + 1
+        empty = np.asarray(column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False))
+        if _is_text(column.type):  # what csv writes for a missing value
+            empty = empty | (pc.utf8_length(pc.utf8_trim_whitespace(column)).fill_null(1).to_numpy() == 0)
+        whole &= ~empty
+        if empty.any() and not reading.drop_missing:
             rule = f"column {name} must have a value in every row"
-            value = f"{column.null_count} missing, the first in row {first}"
+            value = f"{empty.sum()} missing, the first in row {int(empty.argmax()) + 1}"
             problems.append(Problem(place, rule, value, "fill them in or drop the rows"))
     if problems:
         raise InputError(problems)
-    names = ("image",) if kind == "image" else ("text", "text_pair")
-    result: dict[str, Any] = {"example_id": _ids(table, split)}
-    for name, source in zip(names, found.inputs, strict=False):
-        column = table.column(source)
-        result[name] = _image_cells(column, place) if kind == "image" else _text_cells(column, source, place)
-    labels = table.column(found.target)
+    if not whole.all():
+        table = table.filter(pa.array(whole))
+    result: dict[str, Any] = {"example_id": table.column("\x1fexample_id")}
+    if found.template:
+        digits = reading.columns.significant_digits
+        result["text"] = pa.array(render(table, found.template, digits), pa.string())
+        result |= {FIELD + name: table.column(name) for name in found.inputs}
+    elif reading.kind == "image":
+        result["image"] = _image_cells(table.column(found.inputs[0]), place, base)
+    else:
+        names = zip(("text", "text_pair"), found.inputs, strict=False)
+        result |= {name: _text_cells(table.column(source), source, place) for name, source in names}
+    for name, source in (("group", reading.group), ("time", reading.time)):
+        if source is not None:
+            result[name] = table.column(source)
     # A ClassLabel of a hub data set keeps its index here; its names are not in Arrow's table.
-    result["label"] = pa.array([str(value) for value in labels.to_pylist()], pa.string())
-    return pa.table(result)
+    result["label"] = table.column(found.target)
+    made = _with_target(pa.table(result), reading, place)
+    return made.replace_schema_metadata({"missing": str(int((~whole).sum()))})
 
 
-def _ids(table: pa.Table, split: str) -> pa.Array:
+def _with_target(table: pa.Table, reading: Reading, place: str) -> pa.Table:
+    """Bring the label column to the kind of target that is asked."""
+    values = table.column("label").to_pylist()
+    if reading.target == "number":
+        made = pa.array(_numbers(values, place), pa.float64())
+    elif reading.target == "labels":
+        separator = reading.columns.separator
+        lists = [v if isinstance(v, list) else [part.strip() for part in str(v).split(separator)] for v in values]
+        made = pa.array([sorted({str(v) for v in labels if str(v)}) for labels in lists], pa.list_(pa.string()))
+    else:
+        made = pa.array([str(value) for value in values], pa.string())
+    return table.set_column(table.column_names.index("label"), "label", made)
+
+
+def _numbers(values: Sequence[Any], place: str) -> list[float]:
+    numbers = []
+    for row, value in enumerate(values):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(
+                Problem(f"{place} row {row + 1}", "the target must be a finite number", str(value), "correct the row")
+            )
+        numbers.append(number)
+    return numbers
+
+
+def row_ids(table: pa.Table, split: str) -> pa.Array:
+    """Return the names of a file's rows: its own ``example_id`` where all differ, else split and number."""
     if "example_id" in table.column_names:
         ids = [str(value) for value in table.column("example_id").to_pylist()]
         if len(set(ids)) == len(ids):
@@ -225,18 +332,32 @@ def _ids(table: pa.Table, split: str) -> pa.Array:
     return pa.array([f"{split}-{row:06d}" for row in range(len(table))], pa.string())
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _text_cells(column: Any, name: str, place: str) -> pa.Array:
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    if not _is_text(column.type):
         remedy = "name a text column under task.columns.input"
         raise InputError(Problem(place, f"column {name} must hold text", str(column.type), remedy))
     return column.cast(pa.string())
 
 
-def _image_cells(column: Any, place: str) -> pa.Array:
+def _image_cells(column: Any, place: str, base: Path | None) -> pa.Array:
+    """Return encoded images; text cells are paths below the file's folder."""
     cells = column.to_pylist()
     cells = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
+    if base is not None and _is_text(column.type):
+        cells = [_image_file(base, cell, f"{place} row {row + 1}") for row, cell in enumerate(cells)]
     if not all(isinstance(cell, bytes) for cell in cells):
-        remedy = "give an image folder, or a column of encoded images"
+        remedy = "give an image folder, or a column of encoded images or of paths"
         raise InputError(Problem(place, "the image column must hold encoded images", str(column.type), remedy))
     _check_images([f"{place} row {row + 1}" for row in range(len(cells))], cells)
     return pa.array(cells, pa.binary())
+
+
+def _image_file(base: Path, name: str, place: str) -> bytes:
+    path = (base / name).resolve()
+    if not path.is_relative_to(base.resolve()) or not path.is_file():
+        raise InputError(Problem(place, "must name an image below the file's folder", name, "correct the path"))
+    return path.read_bytes()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -59,7 +58,7 @@ class TrainingWorker:
         torch.set_num_threads(config.cpus)
         self._config = config
         self._data: PreparedData = load_prepared(config.paths.data)
-        self._task: Task = make_task(config.spec.task, self._data.classes)
+        self._task: Task = make_task(config.spec.task, self._data.facts)
         self._models: dict[str, Pretrained] = {}
         self._examples: dict[tuple[str, str, int | None], Examples] = {}
         self._trial: TrialSpec | None = None
@@ -127,11 +126,11 @@ class TrainingWorker:
                 seed=trial.seed,
                 example_ids=predictions.example_ids,
                 targets=predictions.targets,
-                predictions=np.argmax(predictions.probabilities, axis=1),
+                predictions=predictions.decisions,
                 probabilities=predictions.probabilities,
             )
         return Tested(
-            metrics=self._task.score(predictions.targets, predictions.probabilities),
+            metrics=dict(predictions.scores),
             num_examples=len(predictions.targets),
             elapsed_seconds=time.perf_counter() - began,
         )

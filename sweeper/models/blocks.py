@@ -68,12 +68,14 @@ def find_blocks(model: nn.Module, override: str | None = None) -> BlockLayout:
     count = len(names)
     groups: list[list[str]] = [[] for _ in range(count + 2)]
     modules: list[list[str]] = [[] for _ in range(count + 2)]
+    known = {name for name, _ in model.named_parameters()}  # tied weights stand there once, where they are first
     for name, module in model.named_modules():
         owner = _owner(name, names)
         at = owner if owner is not None else position.get(name)
         if at is None:  # a part that is read without being called, such as relative embeddings: below everything
             at = 0
         own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters(recurse=False)]
+        own = [key for key in own if key in known]
         groups[at].extend(own)
         if own or not list(module.children()):
             modules[at].append(name)

@@ -70,8 +70,10 @@ class Pretrained:
     fresh: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
 
-    def instantiate(self, seed: int, dropouts: Mapping[str, float]) -> Any:
+    def instantiate(self, seed: int, dropouts: Mapping[str, float], num_reinitialised_blocks: int = 0) -> Any:
         """Return a copy to train: weights from the pristine one, the new head drawn from ``seed``.
+
+        So are as many blocks from the top as ``num_reinitialised_blocks`` says (Zhang et al. 2021, arXiv 2006.05987).
 
         The global random state is left as it was.
         """
@@ -80,12 +82,29 @@ class Pretrained:
             torch.manual_seed(seed)
             for name in self.fresh:
                 _initialise(module, module.get_submodule(name))
+            for block in self.layout.blocks[self.layout.num_blocks - num_reinitialised_blocks :]:
+                for part in module.get_submodule(block).modules():
+                    _initialise(module, part)
         apply_dropouts(module, self.head, dropouts)
         return module
 
     def dropouts(self, module: Any) -> dict[str, list[float]]:
         """Read the live dropout rates of a module made by `instantiate`."""
         return read_dropouts(module, self.head)
+
+    def count_reinitialised(self, module: Any) -> int:
+        """Count the blocks of a module, fresh from `instantiate`, whose weights are no longer the checkpoint's."""
+        pristine = dict(self.module.named_parameters())
+        fresh = tuple(f"{name}." for name in self.fresh)
+        changed = {
+            block
+            for name, parameter in module.named_parameters()
+            for block in self.layout.blocks
+            if name.startswith(f"{block}.")
+            and not name.startswith(fresh)
+            and not torch.equal(parameter, pristine[name])
+        }
+        return len(changed)
 
     def save(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
         """Write weights, configuration and preprocessor so that ``from_pretrained`` loads them (safetensors)."""
@@ -147,12 +166,13 @@ def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
     """
     info = inspect(model)
     labels = dict(enumerate(head.labels))
-    wanted = {
-        "num_labels": len(labels),
-        "id2label": labels,
-        "label2id": {label: index for index, label in labels.items()},
-        **({"problem_type": head.problem_type} if head.problem_type else {}),
-    }
+    wanted: dict[str, Any] = {"problem_type": head.problem_type} if head.problem_type else {}
+    if labels:
+        wanted |= {
+            "num_labels": len(labels),
+            "id2label": labels,
+            "label2id": {label: index for index, label in labels.items()},
+        }
     try:
         with _quiet():
             module, report = getattr(transformers, head.auto_class).from_pretrained(
@@ -174,6 +194,7 @@ def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
         raise _problem(
             model, f"must load with {head.auto_class}", f"{type(error).__name__}: {reason}", remedy
         ) from None
+    module.config.update(dict(head.config))
     fresh, notes = _fresh(model, info, module, head, report)
     layout = find_blocks(module, model.blocks)
     return Pretrained(
@@ -198,7 +219,9 @@ def _fresh(
     of_head = {name for name, _ in module.named_parameters() if not name.startswith(f"{module.base_model_prefix}.")}
     new = missing | mismatched
     notes: tuple[str, ...] = ()
-    if labels != head.labels and of_head - missing:  # all of the old head goes, also layers of it that would fit
+    if (
+        head.labels and labels != head.labels and of_head - missing
+    ):  # all of the old head goes, also layers of it that would fit
         new |= of_head
         notes = (f"{model.name}: the checkpoint's head has other labels; it was replaced",)
     return tuple(sorted({name.rpartition(".")[0] for name in new})), notes

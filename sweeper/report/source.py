@@ -79,7 +79,7 @@ def read_source(root: Path) -> Source:
 def majority_baseline(source: Source) -> tuple[str, float] | None:
     """Return the most frequent training class and its share of the test split: what a constant guess scores."""
     counts = source.manifest.data["counts"]
-    if not counts.get("train"):
+    if not counts.get("train") or "" in counts["train"]:  # numbers and texts have no classes
         return None
     label = max(counts["train"], key=counts["train"].get)
     total = sum(counts["test"].values())

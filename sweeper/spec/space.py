@@ -30,6 +30,15 @@ HYPERPARAMETERS = (
     "epochs_per_stage",
     "head_fraction",
     "head_learning_rate",
+    "num_reinitialised_blocks",
+    "balance",
+    "focal_gamma",
+    "patience",
+    "random_crop",
+    "horizontal_flip",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "token_dropout",
 )
 _KEYS = {"type", "low", "high", "log", "step", "choices", "when", "source"}
 _WANDB_KEYS = {"distribution", "min", "max", "values", "value", "q"}
@@ -41,6 +50,7 @@ _WANDB_TYPES = {
     "categorical": ("categorical", False),
     "constant": ("categorical", False),
 }
+_ON_ENCODERS = ("regression", "multi-label-classification")
 _TOP = {"parameters", "default", "source", "family", "task"}
 FAMILIES = {
     "bert": "bert",
@@ -62,18 +72,27 @@ FAMILIES = {
 """Preset family by transformers ``model_type``; others take the task's ``generic`` preset."""
 
 
-def preset_path(model_type: str, task: str) -> Path:
-    """Return the preset of a model family and task.
+def preset_path(model_type: str, task: str, kind: str = "text") -> Path:
+    """Return the preset of a model family and task; other tasks on encoders take those of classification.
+
+    Parameters
+    ----------
+    model_type, task:
+        As transformers and the study name them.
+    kind:
+        What the input is, ``text`` or ``image``.
 
     Raises
     ------
     InputError
         When there is no preset for the task: the study must name a space.
     """
-    for name in (f"{FAMILIES.get(model_type, 'generic')}-{task}.yaml", f"generic-{task}.yaml"):
-        path = _preset_folder() / name
-        if path.is_file():
-            return path
+    tasks = [task, f"{kind}-classification"] if task in _ON_ENCODERS else [task]
+    for wanted in tasks:
+        for family in (FAMILIES.get(model_type, "generic"), "generic"):
+            path = _preset_folder() / f"{family}-{wanted}.yaml"
+            if path.is_file():
+                return path
     known = ", ".join(path.stem for path in sorted(_preset_folder().glob("*.yaml")))
     remedy = "name a search-space file under search.space"
     raise InputError(Problem("models", f"presets are {known}", f"{model_type} for {task}", remedy))
@@ -85,7 +104,9 @@ def _preset_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "search_spaces"
 
 
-def load_space(path: str | Path, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> SearchSpace:
+def load_space(
+    path: str | Path, overrides: Mapping[str, Mapping[str, Any]] | None = None, without: Iterable[str] = ()
+) -> SearchSpace:
     """Load and check a search-space file.
 
     Parameters
@@ -94,6 +115,8 @@ def load_space(path: str | Path, overrides: Mapping[str, Mapping[str, Any]] | No
         The YAML file.
     overrides:
         By parameter: keys to set, such as ``{"learning_rate": {"high": 1e-4}}``; ``default`` sets the default.
+    without:
+        Parameters to leave out: what a preset holds and the task cannot use.
 
     Raises
     ------
@@ -101,6 +124,10 @@ def load_space(path: str | Path, overrides: Mapping[str, Mapping[str, Any]] | No
         With every problem at once.
     """
     document = read_yaml(path)
+    for name in without:
+        for part in ("parameters", "default"):
+            if isinstance(document.data, dict) and isinstance(document.data.get(part), dict):
+                document.data[part].pop(name, None)
     loader = _Loader(document, overrides or {})
     return loader.load()
 

@@ -40,6 +40,9 @@ class DataSpec(_Section):
     validation: str | float = Field(0.15, description="like train, or the share of train to split off")
     test: str | float = Field(0.2, description="like train, or the share of train to split off first; sealed")
     group: str | None = Field(None, description="column whose values must not be split over train and validation")
+    time: str | None = Field(
+        None, description="column by which shares are split: test is the latest part, validation the one before"
+    )
     revision: str | None = Field(None, description="revision of a hub data set")
     max_train_examples: int | None = Field(
         None, ge=1, description="stratified subset of the train split; None: all of it"
@@ -53,11 +56,26 @@ class DataSpec(_Section):
         return value
 
 
+class TemplateSpec(_Section):
+    """A text rendered from several columns."""
+
+    template: str = Field(min_length=1, description="text with {column} where a row's value goes; {{ is a brace")
+
+
 class ColumnsSpec(_Section):
     """Which columns are the input and the target. None: the task's usual names are looked for."""
 
-    input: str | list[str] | None = Field(None, description="input column; a list for text pairs")
+    input: str | list[str] | TemplateSpec | None = Field(
+        None,
+        description="input column; a list of two text columns is a pair, any other list a record rendered as "
+        "`name: value`; {template: ...} renders a record its own way",
+    )
     target: str | None = Field(None, description="target column")
+    kind: Literal["text", "image"] | None = Field(
+        None, description="what the input is, for tasks that take both; None: images where train is a folder"
+    )
+    separator: str = Field(",", min_length=1, description="between several labels in one cell of the target")
+    significant_digits: int = Field(4, ge=1, le=17, description="of numbers rendered in records")
 
 
 class MetricSpec(_Section):
@@ -67,15 +85,27 @@ class MetricSpec(_Section):
     goal: Goal | None = Field(None, description="None: follows the metric")
 
 
+TASKS = (
+    "text-classification | image-classification | multi-label-classification | regression | text-generation | "
+    "package.module:Class"
+)
+
+
 class TaskSpec(_Section):
     """The task, its data and its metric."""
 
-    type: str = Field(description="text-classification | image-classification | package.module:Class")
+    type: str = Field(description=TASKS)
     data: DataSpec
     columns: ColumnsSpec = Field(default_factory=ColumnsSpec)
     metric: MetricSpec | None = Field(None, description="None: the task's default metric")
     balance: Literal["none", "class-weights", "sampler"] = Field(
         "none", description="remedy for class imbalance, applied to train only"
+    )
+    loss: Literal["mse", "huber"] = Field("mse", description="regression: squared error, or Huber's with delta 1")
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["validation"] | None = Field(
+        None,
+        description="two classes: probability from which the second is chosen; validation: the best one there; "
+        "None: the more probable class",
     )
     max_length: int | None = Field(
         None, ge=4, description="text: longest input in tokens; None: 256, or less where the model takes less"

@@ -119,7 +119,10 @@ def write_predictions(
     predictions: NDArray[Any],
     probabilities: NDArray[np.float32],
 ) -> None:
-    """Write the part of one confirmation run: N examples, ``probabilities`` (N, K)."""
+    """Write the part of one confirmation run: N examples, ``probabilities`` (N, K).
+
+    ``target`` and ``prediction`` are class indices, numbers, texts, or lists of label indices for rows of 0 and 1.
+    """
     count, num_classes = probabilities.shape
     offsets = pa.array(np.arange(0, count * num_classes + 1, num_classes, dtype=np.int32))
     columns = {
@@ -127,11 +130,18 @@ def write_predictions(
         "config": pa.array([config] * count, pa.string()),
         "seed": pa.array(np.full(count, seed), pa.int64()),
         "example_id": pa.array(list(example_ids), pa.string()),
-        "target": pa.array(targets, pa.int64()),
-        "prediction": pa.array(predictions, pa.int64()),
+        "target": _answers(targets),
+        "prediction": _answers(predictions),
         "probabilities": pa.ListArray.from_arrays(offsets, pa.array(probabilities.ravel(), pa.float32())),
     }
-    write_table(path, pa.table(columns, schema=pa.schema(PREDICTIONS)))
+    write_table(path, pa.table(columns))
+
+
+def _answers(values: NDArray[Any]) -> pa.Array:
+    if values.ndim == 2:
+        return pa.array([np.flatnonzero(row).tolist() for row in values], pa.list_(pa.int64()))
+    kind = {"i": pa.int64(), "f": pa.float64()}.get(values.dtype.kind, pa.string())
+    return pa.array(values, kind)
 
 
 def _trials(records: Sequence[TrialRecord]) -> pa.Table:

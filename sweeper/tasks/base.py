@@ -21,7 +21,7 @@ from sweeper.core.objective import Goal, Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Model inputs by the name of ``forward``'s argument, each with B rows, and targets (B,)."""
+    """Model inputs by the name of ``forward``'s argument, each with B rows, and targets with B rows."""
 
     inputs: dict[str, torch.Tensor]
     targets: torch.Tensor
@@ -37,7 +37,7 @@ class Examples(Protocol):
 
     @property
     def targets(self) -> NDArray[Any]:
-        """Targets in row order, (N,)."""
+        """Targets in row order, N of them: class indices, numbers, rows of labels (N, K) or texts."""
         ...
 
     @property
@@ -79,6 +79,11 @@ class Task(Protocol):
         """All metrics by name; each is computed at every evaluation."""
         ...
 
+    @property
+    def not_applicable(self) -> Mapping[str, str]:
+        """Hyperparameters that would do nothing here, each with the reason; they are refused."""
+        ...
+
     def cache_key(self) -> str:
         """What the encoding depends on beside data and preprocessor (length, image size, template)."""
         ...
@@ -92,25 +97,76 @@ class Task(Protocol):
         ...
 
     def loss(
-        self, outputs: Any, targets: torch.Tensor, *, label_smoothing: float = 0.0, weights: torch.Tensor | None = None
+        self,
+        outputs: Any,
+        targets: torch.Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Per-example losses (B,) of a model's outputs; ``weights`` are per class (K,)."""
         ...
 
-    def predict(self, outputs: Any) -> torch.Tensor:
-        """What evaluation keeps of the outputs: class probabilities (B, K), in fp32."""
+    def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        """What evaluation keeps of the outputs, (B, K) in fp32: probabilities, or numbers in the targets' unit.
+
+        ``targets`` serve tasks that keep how well a given text was predicted; all others must not look at them.
+        """
         ...
 
-    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:
+    def choose_threshold(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float | None:
+        """Return the decision threshold chosen on validation; None where decisions need none."""
+        ...
+
+    def decide(self, predictions: NDArray[Any], threshold: float | None = None) -> NDArray[Any]:
+        """Turn what `predict` kept into answers, N of them, comparable with the targets."""
+        ...
+
+    def score(
+        self, targets: NDArray[Any], predictions: NDArray[Any], threshold: float | None = None
+    ) -> dict[str, float]:
         """Every metric by name over a whole split; each finite on any valid input."""
+        ...
+
+    def baseline(self, train: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Every metric of the trivial answer, learnt from the training targets alone: majority class or mean."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A model's predictions on one split in row order: ids, targets (N,) and probabilities (N, K)."""
+    """A model's predictions on one split in row order.
+
+    Parameters
+    ----------
+    targets, decisions:
+        N answers each, asked and given.
+    probabilities:
+        What the task's ``predict`` kept, (N, K): probabilities, or numbers.
+    scores:
+        Every metric by name.
+    threshold:
+        The decision threshold that was chosen on validation, if any.
+    """
 
     example_ids: Sequence[str]
     targets: NDArray[Any]
+    decisions: NDArray[Any]
     probabilities: NDArray[np.float32]
+    scores: Mapping[str, float]
+    threshold: float | None = None
     labels: tuple[str, ...] = field(default=())
+
+
+def target_array(table: pa.Table, num_labels: int) -> NDArray[Any]:
+    """Return an encoded split's targets: (N,) indices or numbers, or (N, ``num_labels``) of 0 and 1 for lists."""
+    column = table.column("label").combine_chunks()
+    if pa.types.is_floating(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+    if not pa.types.is_list(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.int64)
+    counts = np.asarray(column.value_lengths().to_numpy(zero_copy_only=False))
+    hot = np.zeros((len(column), num_labels), dtype=np.int64)
+    hot[np.repeat(np.arange(len(column)), counts), column.flatten().to_numpy(zero_copy_only=False)] = 1
+    return hot

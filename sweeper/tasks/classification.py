@@ -1,57 +1,34 @@
-"""What text and image classification share: the head, the loss, the predictions and the metrics."""
+"""One label of K per example: the head, the loss, the predictions and the metrics of text and image classification."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
-from sweeper.core.errors import InputError, Problem
 from sweeper.core.head import HeadSpec
-from sweeper.core.objective import Objective
-from sweeper.spec.study import TaskSpec
 from sweeper.tasks.base import Metric
-from sweeper.tasks.metrics import CLASSIFICATION, classification_scores
+from sweeper.tasks.labelled import Labelled
+from sweeper.tasks.metrics import CLASSIFICATION, classification_scores, decisions
+
+_MAX_THRESHOLDS = 512
 
 
-class Classification:
-    """One label of K per example; a base for tasks that differ in their inputs.
-
-    Parameters
-    ----------
-    spec:
-        The task section of the study.
-    classes:
-        Labels in the order of their index.
-
-    Raises
-    ------
-    InputError
-        When the metric is unknown.
-    """
-
-    type: ClassVar[str]
-    input_kind: ClassVar[str]
-    auto_class: ClassVar[str]
-    default_metric: ClassVar[str] = "accuracy"
-
-    def __init__(self, spec: TaskSpec, classes: Sequence[str]) -> None:
-        self._spec = spec
-        self._classes = tuple(classes)
-        name = spec.metric.name if spec.metric else self.default_metric
-        if name not in self.metrics:
-            raise InputError(
-                Problem("task.metric.name", f"must be one of {', '.join(self.metrics)}", name, "choose one of them")
-            )
-        goal = (spec.metric.goal if spec.metric else None) or self.metrics[name].goal
-        self.objective = Objective(name, goal)
+class Classification(Labelled):
+    """One label of K per example; a base for tasks that differ in their inputs. See `Labelled`."""
 
     @property
     def head(self) -> HeadSpec:
         """A classifier over the classes."""
-        return HeadSpec(auto_class=self.auto_class, labels=self._classes, problem_type="single_label_classification")
+        return HeadSpec(
+            auto_class=self._inputs.auto_class,
+            labels=self._facts.classes,
+            problem_type="single_label_classification",
+        )
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -59,17 +36,64 @@ class Classification:
         return CLASSIFICATION
 
     def loss(
-        self, outputs: Any, targets: torch.Tensor, *, label_smoothing: float = 0.0, weights: torch.Tensor | None = None
+        self,
+        outputs: Any,
+        targets: torch.Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return cross entropy per example (B,), in fp32; a class weight multiplies its examples' losses."""
+        """Return cross entropy per example (B,), in fp32; a class weight multiplies its examples' losses.
+
+        A focal loss multiplies each by (1 - p) ** gamma, p the target's probability (Lin et al. 2017, arXiv
+        1708.02002).
+        """
         logits = outputs.logits.float()
-        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+        losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+        if focal_gamma > 0:
+            certain = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0].exp()
+            # Away from 0, where a power below 1 has no finite slope.
+            losses = losses * (1 - certain).clamp_min(1e-6) ** focal_gamma
         return losses if weights is None else losses * weights[targets]
 
-    def predict(self, outputs: Any) -> torch.Tensor:
+    def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return class probabilities (B, K) in fp32."""
         return outputs.logits.float().softmax(dim=-1)  # type: ignore[no-any-return]
 
-    def score(self, targets: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:
+    def choose_threshold(self, targets: NDArray[Any], predictions: NDArray[Any]) -> float | None:
+        """Return the study's own threshold, or the one with the best objective on validation; ties go to the middle.
+
+        A metric that no threshold changes (``average_precision``, ``log_loss``) gives way to macro-F1.
+        """
+        asked = self._spec.threshold
+        if asked is None or isinstance(asked, float):
+            return asked
+        shares = np.unique(predictions[:, 1].astype(np.float64))
+        middles = (shares[1:] + shares[:-1]) / 2
+        step = -(-len(middles) // _MAX_THRESHOLDS) if len(middles) else 1
+        candidates = [0.5, *sorted(middles[::step].tolist(), key=lambda t: abs(t - 0.5))]
+        values = [self._at(targets, predictions, threshold) for threshold in candidates]
+        return float(candidates[int(np.argmin(values))])
+
+    def _at(self, targets: NDArray[Any], predictions: NDArray[Any], threshold: float) -> float:
+        """Return the loss of deciding at a threshold."""
+        name = self.objective.metric
+        if name in ("average_precision", "log_loss", "expected_calibration_error"):
+            return -classification_scores(targets, predictions, threshold, only="macro_f1")["macro_f1"]
+        return self.objective.loss(classification_scores(targets, predictions, threshold, only=name)[name])
+
+    def decide(self, predictions: NDArray[Any], threshold: float | None = None) -> NDArray[np.int64]:
+        """Return class indices (N,): the most probable, or the second of two from ``threshold`` on."""
+        return decisions(predictions, threshold)
+
+    def score(
+        self, targets: NDArray[Any], predictions: NDArray[Any], threshold: float | None = None
+    ) -> dict[str, float]:
         """Score probabilities (N, K) against targets (N,)."""
-        return classification_scores(targets, predictions)
+        return classification_scores(targets, predictions, threshold)
+
+    def baseline(self, train: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Score the training split's class shares, given for every example: the majority class is the answer."""
+        shares = np.bincount(train, minlength=len(self._facts.classes)) / len(train)
+        return classification_scores(targets, np.tile(shares, (len(targets), 1)))

@@ -1,43 +1,162 @@
-"""Classification metrics over a whole split, each finite on any valid input."""
+"""Metrics over a whole split, each finite on any valid input, edge cases included."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from sklearn import metrics as sk
 
 from sweeper.tasks.base import Metric
 
-CLASSIFICATION: Mapping[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("accuracy", "maximize", "share of examples whose most probable class is right; ties go to the first"),
-        Metric("macro_f1", "maximize", "mean F1 over the classes that occur in targets or predictions"),
-        Metric("weighted_f1", "maximize", "F1 of each class weighted by its share of the targets"),
-        Metric("balanced_accuracy", "maximize", "mean recall over the classes that occur in the targets"),
-        Metric("mcc", "maximize", "Matthews correlation; 0 where targets or predictions hold one class only"),
-        Metric("average_precision", "maximize", "mean area under precision-recall over the classes that occur"),
-        Metric("log_loss", "minimize", "mean negative log probability of the target, probabilities clipped at 1e-15"),
-    )
-}
+CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599
 
 
-def classification_scores(targets: NDArray[Any], probabilities: NDArray[Any]) -> dict[str, float]:
-    """Score class probabilities (N, K) against targets (N,) in 0..K-1."""
-    predicted = probabilities.argmax(axis=1)
-    present = np.unique(targets)
-    recalls = [float(np.mean(predicted[targets == label] == label)) for label in present]
-    picked = np.clip(probabilities[np.arange(len(targets)), targets].astype(np.float64), 1e-15, 1.0)
-    precisions = [sk.average_precision_score(targets == label, probabilities[:, label]) for label in present]
-    return {
-        "accuracy": float(np.mean(predicted == targets)),
-        "macro_f1": float(sk.f1_score(targets, predicted, average="macro", zero_division=0)),
-        "weighted_f1": float(sk.f1_score(targets, predicted, average="weighted", zero_division=0)),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "mcc": float(sk.matthews_corrcoef(targets, predicted)),
-        "average_precision": float(np.mean(precisions)),
-        "log_loss": float(-np.mean(np.log(picked))),
+def _table(*metrics: Metric) -> Mapping[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+CLASSIFICATION = _table(
+    Metric("accuracy", "maximize", "share of examples whose most probable class is right; ties go to the first"),
+    Metric("macro_f1", "maximize", "mean F1 over the classes that occur in targets or predictions"),
+    Metric("weighted_f1", "maximize", "F1 of each class weighted by its share of the targets"),
+    Metric("balanced_accuracy", "maximize", "mean recall over the classes that occur in the targets"),
+    Metric("mcc", "maximize", "Matthews correlation; 0 where targets or predictions hold one class only"),
+    Metric(
+        "average_precision",
+        "maximize",
+        "area under precision-recall: of the second of two classes (0 where it does not occur), of more the mean over "
+        "those that occur",
+    ),
+    Metric("log_loss", "minimize", "mean negative log probability of the target, probabilities clipped at 1e-15"),
+    Metric(
+        "expected_calibration_error",
+        "minimize",
+        "mean gap between accuracy and confidence of the most probable class over 15 equal bins, weighted by their "
+        "examples",
+    ),
+)
+MULTI_LABEL = _table(
+    Metric("micro_f1", "maximize", "F1 over all pairs of example and label; 0 where nothing is asked or predicted"),
+    Metric("macro_f1", "maximize", "mean F1 over all labels; one that neither occurs nor is predicted counts 0"),
+    Metric("subset_accuracy", "maximize", "share of examples whose labels are all right"),
+    Metric("mean_average_precision", "maximize", "mean area under precision-recall over the labels that occur, else 0"),
+    Metric("hamming_loss", "minimize", "share of wrong pairs of example and label"),
+)
+REGRESSION = _table(
+    Metric("rmse", "minimize", "root of the mean squared error, in the targets' unit"),
+    Metric("mae", "minimize", "mean absolute error, in the targets' unit"),
+    Metric("r2", "maximize", "share of the targets' variance explained; equal targets: 1 when all are hit, else 0"),
+    Metric(
+        "spearman", "maximize", "rank correlation, ties at their mean rank; 0 where targets or predictions are equal"
+    ),
+)
+
+GENERATION = _table(
+    Metric("perplexity", "minimize", "exp of the mean cross entropy over all answer tokens, which is cut at 50"),
+    Metric(
+        "token_accuracy", "maximize", "share of answer tokens that are the most probable after the true ones before"
+    ),
+    Metric("exact_match", "maximize", "share of answers that greedy decoding gives exactly, the end token included"),
+)
+
+
+def decisions(probabilities: NDArray[Any], threshold: float | None = None) -> NDArray[np.int64]:
+    """Return the most probable class (N,), ties to the first; of two classes the second from ``threshold`` on."""
+    if threshold is None:
+        return probabilities.argmax(axis=1)  # type: ignore[no-any-return]
+    return (probabilities[:, 1] >= threshold).astype(np.int64)
+
+
+def classification_scores(
+    targets: NDArray[Any], probabilities: NDArray[Any], threshold: float | None = None, only: str | None = None
+) -> dict[str, float]:
+    """Score class probabilities (N, K) against targets (N,) in 0..K-1; ``only`` names a single metric to compute."""
+    predicted = decisions(probabilities, threshold)
+    scores: dict[str, Callable[[], Any]] = {
+        "accuracy": lambda: np.mean(predicted == targets),
+        "macro_f1": lambda: sk.f1_score(targets, predicted, average="macro", zero_division=0),
+        "weighted_f1": lambda: sk.f1_score(targets, predicted, average="weighted", zero_division=0),
+        "balanced_accuracy": lambda: np.mean([np.mean(predicted[targets == k] == k) for k in np.unique(targets)]),
+        "mcc": lambda: sk.matthews_corrcoef(targets, predicted),
+        "average_precision": lambda: _average_precision(targets, probabilities),
+        "log_loss": lambda: _log_loss(targets, probabilities),
+        "expected_calibration_error": lambda: calibration_error(targets, probabilities),
     }
+    return {name: float(score()) for name, score in scores.items() if only in (None, name)}
+
+
+def _log_loss(targets: NDArray[Any], probabilities: NDArray[Any]) -> float:
+    picked = np.clip(probabilities[np.arange(len(targets)), targets].astype(np.float64), 1e-15, 1.0)
+    return float(-np.mean(np.log(picked)))
+
+
+def _average_precision(targets: NDArray[Any], probabilities: NDArray[Any]) -> float:
+    present = [1] if probabilities.shape[1] == 2 else np.unique(targets)
+    return float(np.mean([_precision_area(targets == label, probabilities[:, label]) for label in present]))
+
+
+def _precision_area(occurs: NDArray[np.bool_], shares: NDArray[Any]) -> float:
+    return float(sk.average_precision_score(occurs, shares)) if occurs.any() else 0.0
+
+
+def calibration_error(targets: NDArray[Any], probabilities: NDArray[Any]) -> float:
+    """Return the expected calibration error of the most probable class (Guo et al. 2017, eq. 3), 0 to 1."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == targets
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, right - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(targets))
+
+
+def multi_label_scores(targets: NDArray[Any], probabilities: NDArray[Any], threshold: float = 0.5) -> dict[str, float]:
+    """Score label probabilities (N, K) against targets (N, K) of 0 and 1."""
+    predicted = (probabilities >= threshold).astype(np.int64)
+    occurring = [k for k in range(targets.shape[1]) if targets[:, k].any()]
+    areas = [_precision_area(targets[:, k] > 0, probabilities[:, k]) for k in occurring]
+    return {
+        "micro_f1": float(sk.f1_score(targets, predicted, average="micro", zero_division=0)),
+        "macro_f1": float(sk.f1_score(targets, predicted, average="macro", zero_division=0)),
+        "subset_accuracy": float(np.mean((predicted == targets).all(axis=1))),
+        "mean_average_precision": float(np.mean(areas)) if areas else 0.0,
+        "hamming_loss": float(np.mean(predicted != targets)),
+    }
+
+
+def regression_scores(targets: NDArray[Any], predictions: NDArray[Any]) -> dict[str, float]:
+    """Score numbers (N,) against targets (N,)."""
+    targets, predictions = targets.astype(np.float64), predictions.astype(np.float64)
+    errors = predictions - targets
+    spread = float(np.square(targets - targets.mean()).sum())
+    squared = float(np.square(errors).sum())
+    return {
+        "rmse": float(np.sqrt(squared / len(targets))),
+        "mae": float(np.mean(np.abs(errors))),
+        "r2": 1 - squared / spread if spread > 0 else float(squared == 0),
+        "spearman": _spearman(targets, predictions),
+    }
+
+
+def generation_scores(kept: NDArray[Any]) -> dict[str, float]:
+    """Score answers by their summed cross entropy, tokens and most probable tokens (N, 3).
+
+    Greedy decoding gives an answer exactly when each of its tokens is the most probable after the true ones before it,
+    so an exact match needs no generation.
+    """
+    entropy, tokens, hits = kept.astype(np.float64).sum(axis=0)
+    tokens = max(tokens, 1.0)
+    return {
+        "perplexity": float(np.exp(min(entropy / tokens, 50.0))),
+        "token_accuracy": float(hits / tokens),
+        "exact_match": float(np.mean(kept[:, 1] == kept[:, 2])),
+    }
+
+
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    ranks = [rankdata(x) for x in (a, b)]
+    if any(np.ptp(r) == 0 for r in ranks):
+        return 0.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -8,12 +8,17 @@ from importlib import import_module
 from typing import Any
 
 from sweeper.core.errors import InputError, Problem
+from sweeper.core.head import TargetFacts
 from sweeper.spec.study import TaskSpec
 from sweeper.tasks.base import Task
+from sweeper.tasks.labelled import input_kind
 
 BUILT_IN = {
     "text-classification": "sweeper.tasks.text_classification:TextClassification",
     "image-classification": "sweeper.tasks.image_classification:ImageClassification",
+    "multi-label-classification": "sweeper.tasks.multi_label:MultiLabelClassification",
+    "text-generation": "sweeper.tasks.text_generation:TextGeneration",
+    "regression": "sweeper.tasks.regression:Regression",
 }
 
 
@@ -38,7 +43,14 @@ def task_class(name: str) -> Any:
         raise InputError(Problem("task.type", f"must be importable ({error})", name, remedy)) from None
 
 
-def make_task(spec: TaskSpec, classes: Sequence[str]) -> Task:
-    """Build the study's task for the classes found in the data."""
-    task: Task = task_class(spec.type)(spec, classes)
+def make_task(spec: TaskSpec, facts: TargetFacts | Sequence[str]) -> Task:
+    """Build the study's task for the targets found in the data; a plain sequence is the classes."""
+    task: Task = task_class(spec.type)(spec, facts)
     return task
+
+
+def needs(spec: TaskSpec) -> dict[str, Any]:
+    """Return what ``data.prepare`` must know of the task: the kind of its inputs and of its targets."""
+    found = task_class(spec.type)
+    kind = input_kind(spec, getattr(found, "input_kind", None))
+    return {"kind": kind, "target": getattr(found, "target_kind", "class")}

@@ -25,7 +25,8 @@ class Snapshot:
     """What a trial needs to go on.
 
     ``asked`` is the trial's seed, budget and hyperparameters, which a resumed trial must share. ``optimizer`` holds
-    each parameter's moments under ``NAME/KEY``; ``best`` the best epoch's weights.
+    each parameter's moments under ``NAME/KEY``; ``best`` the best epoch's weights and ``threshold`` its
+    threshold.
     """
 
     asked: Mapping[str, Any]
@@ -34,6 +35,7 @@ class Snapshot:
     optimizer: State
     measurements: Sequence[Measurement]
     micro_batch_size: int | None
+    threshold: float | None = None
 
 
 def save_snapshot(folder: Path, snapshot: Snapshot) -> None:
@@ -44,6 +46,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> None:
         "asked": snapshot.asked,
         "measurements": [asdict(m) for m in snapshot.measurements],
         "micro_batch_size": snapshot.micro_batch_size,
+        "threshold": snapshot.threshold,
     }
     (folder / "state.json").write_text(json.dumps(facts))
 
@@ -58,6 +61,7 @@ def load_snapshot(folder: Path) -> Snapshot:
         optimizer=load_file(folder / "optimizer.safetensors"),
         measurements=[Measurement(**m) for m in facts["measurements"]],
         micro_batch_size=facts["micro_batch_size"],
+        threshold=facts["threshold"],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from sweeper.core.errors import InfeasibleError
 from sweeper.models.load import Pretrained
 from sweeper.tasks.base import Batch, Examples, Predictions, Task
 from sweeper.train import parallel
+
+THRESHOLD_FILE = "decision.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class TrainOptions:
     eval_batch_size:
         Examples of an evaluation batch.
     balance:
-        ``none``, ``class-weights`` or ``sampler``.
+        ``none``, ``class-weights`` or ``sampler``, unless a trial's own parameter says otherwise.
     """
 
     device: str = "cpu"
@@ -58,7 +61,8 @@ def evaluate(
         On every worker, when one of them cannot hold even a single example.
     """
     order = np.argsort(examples.lengths, kind="stable")
-    batches = [order[i : i + options.eval_batch_size] for i in range(0, len(order), options.eval_batch_size)]
+    most = min(options.eval_batch_size, getattr(task, "max_eval_examples", options.eval_batch_size))
+    batches = [order[i : i + most] for i in range(0, len(order), most)]
     mine = batches[parallel.rank() :: parallel.world_size()][::-1]  # a stack: the shortest on top
     parts: list[tuple[NDArray[np.int64], NDArray[np.float32], float]] = []
     module.eval()
@@ -88,7 +92,7 @@ def _forward(
     with torch.no_grad(), options.autocast():  # not inference mode: models may keep what they compute for training
         outputs = module(**{name: tensor.to(options.device) for name, tensor in batch.inputs.items()})
     loss = task.loss(outputs, batch.targets.to(options.device)).double().sum().item()
-    return task.predict(outputs).cpu().numpy(), loss
+    return task.predict(outputs, batch.targets.to(options.device)).cpu().numpy(), loss
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -100,12 +104,28 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def predict(model: Pretrained, weights: Path, task: Task, examples: Examples, options: TrainOptions) -> Predictions:
-    """Predict a split with weights that `TrainingRun.save_best` wrote."""
+    """Predict a split with weights, and the threshold, that `TrainingRun.save_best` wrote."""
     module = model.load_weights(weights).to(options.device)
     _, probabilities = evaluate(module, task, examples, options)
+    threshold = read_threshold(weights)
     return Predictions(
         example_ids=examples.example_ids,
         targets=examples.targets,
+        decisions=task.decide(probabilities, threshold),
         probabilities=probabilities,
+        scores=task.score(examples.targets, probabilities, threshold),
+        threshold=threshold,
         labels=task.head.labels,
     )
+
+
+def write_threshold(folder: Path, threshold: float | None) -> None:
+    """Keep the decision threshold beside the weights; nothing is written where there is none."""
+    if threshold is not None:
+        (folder / THRESHOLD_FILE).write_text(json.dumps({"threshold": threshold}) + "\n")
+
+
+def read_threshold(folder: Path) -> float | None:
+    """Read what `write_threshold` wrote."""
+    path = folder / THRESHOLD_FILE
+    return float(json.loads(path.read_text())["threshold"]) if path.is_file() else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -22,13 +22,22 @@ from sweeper.core.seeds import derive_seed
 from sweeper.core.selection import best_measurement
 from sweeper.core.trial import Measurement, TrialSpec
 from sweeper.models.load import Pretrained
-from sweeper.tasks.base import Examples, Task
+from sweeper.tasks.base import Batch, Examples, Task
 from sweeper.train import checkpoint, parallel
+from sweeper.train.augment import Augmentation, Draws
 from sweeper.train.balance import class_weights
 from sweeper.train.batches import epoch_batches, steps_per_epoch
-from sweeper.train.evaluate import TrainOptions, evaluate, is_out_of_memory
+from sweeper.train.evaluate import TrainOptions, evaluate, is_out_of_memory, write_threshold
 from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
-from sweeper.train.readback import check_batch_size, check_model, check_rates, check_same_stage, check_stage, read_stage
+from sweeper.train.readback import (
+    check_batch_size,
+    check_model,
+    check_rates,
+    check_reinitialised,
+    check_same_stage,
+    check_stage,
+    read_stage,
+)
 from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import Stage, stages
 
@@ -89,12 +98,16 @@ class TrainingRun(Iterator[Measurement]):
     ) -> None:
         self._trial, self._task, self._model, self._data, self._options = trial, task, model, data, options
         self._settings = Settings.from_params(trial.params)
+        self._settings.refuse(task.not_applicable)
+        self._balance = self._settings.balance or options.balance
+        self._augmentation = Augmentation.of(self._settings)
         self._device = torch.device(options.device)
         self._measurements: list[Measurement] = []
         self._best: checkpoint.State = {}
+        self._threshold: float | None = None
         self._micro = options.micro_batch_size
         self._stages = stages(self._settings, model.layout.num_blocks, trial.max_epochs)
-        self._weights = self._balance()
+        self._weights = self._balance_weights()
         self._optimizer: Any = None
         self._wrapped: Any = None
         self._frozen: list[torch.nn.Module] = []
@@ -103,7 +116,14 @@ class TrainingRun(Iterator[Measurement]):
                 f"batch_size: {self._settings.batch_size} is more than the {len(data.train)} training examples"
             )
         self._steps = steps_per_epoch(len(data.train), self._settings.batch_size)
-        self._module: Any = model.instantiate(trial.seed, self._settings.dropouts).to(self._device)
+        reinitialised = self._settings.num_reinitialised_blocks
+        if reinitialised > model.layout.num_blocks:
+            raise InfeasibleError(
+                f"num_reinitialised_blocks: the model has {model.layout.num_blocks} blocks, got {reinitialised}"
+            )
+        self._module: Any = model.instantiate(trial.seed, self._settings.dropouts, reinitialised)
+        live_reinitialised = check_reinitialised(model, self._module, self._settings)
+        self._module = self._module.to(self._device)
         self.effective: dict[str, Any] = {
             "batch_size": max(len(rows) for rows in self._batches(0)),
             "dropouts": check_model(model, self._module, self._settings),
@@ -112,6 +132,12 @@ class TrainingRun(Iterator[Measurement]):
             "lr_scheduler_type": self._settings.lr_scheduler_type,
             "precision": options.precision,
             "num_workers": parallel.world_size(),
+            "num_reinitialised_blocks": live_reinitialised,
+            "balance": self._balance,
+            "focal_gamma": self._settings.focal_gamma,
+            "label_smoothing": self._settings.label_smoothing,
+            "patience": self._settings.patience,
+            "augmentation": {name: value for name, value in vars(self._augmentation).items() if value},
             "stages": [{"from_epoch": stage.from_epoch, **self._set_up(stage)[1]} for stage in self._stages],
         }
         check_batch_size(self._settings.batch_size, self.effective["batch_size"])
@@ -136,6 +162,9 @@ class TrainingRun(Iterator[Measurement]):
     def __next__(self) -> Measurement:
         if self.epoch >= self._trial.max_epochs:
             raise StopIteration
+        if self._is_exhausted():
+            self._measurements.append(replace(self._measurements[-1], epoch=self.epoch + 1))
+            return self._measurements[-1]
         began = time.perf_counter()
         for stage in self._stages:
             if stage.from_epoch == self.epoch > 0:
@@ -151,17 +180,28 @@ class TrainingRun(Iterator[Measurement]):
             raise DivergedError(f"the loss is not finite in epoch {self.epoch + 1}")
         parallel.check_equal(self._module)
         before = self._measurements[-1].elapsed_seconds if self._measurements else 0.0
+        threshold = self._task.choose_threshold(self._data.validation.targets, predictions)
         measurement = Measurement(
             epoch=self.epoch + 1,
             train_loss=train_loss,
             validation_loss=validation_loss,
-            metrics=self._task.score(self._data.validation.targets, predictions),
+            metrics=self._task.score(self._data.validation.targets, predictions, threshold),
             elapsed_seconds=before + time.perf_counter() - began,
         )
         self._measurements.append(measurement)
         if best_measurement(self._measurements, self._task.objective) is measurement:
             self._best = checkpoint.copy_weights(self._module)
+            self._threshold = threshold
         return measurement
+
+    def _is_exhausted(self) -> bool:
+        """Whether ``patience`` epochs have passed without a better score: the weights then stay as they are.
+
+        The epochs that are left repeat the last measurement at no cost, so that rungs and tables are like any trial's.
+        """
+        best = best_measurement(self._measurements, self._task.objective)
+        patience = self._settings.patience
+        return patience is not None and best is not None and self.epoch - best.epoch >= patience
 
     def save_snapshot(self, folder: Path) -> None:
         """Write the full state into an existing folder; call between measurements, on one worker."""
@@ -174,6 +214,7 @@ class TrainingRun(Iterator[Measurement]):
                 optimizer=checkpoint.optimizer_state(self._optimizer, self._module),
                 measurements=self._measurements,
                 micro_batch_size=self._micro,
+                threshold=self._threshold,
             ),
         )
 
@@ -181,6 +222,7 @@ class TrainingRun(Iterator[Measurement]):
         """Write the best epoch's weights as a folder that ``from_pretrained`` loads."""
         assert self._best, "no epoch has been measured yet"
         self._model.save(self._best, folder)
+        write_threshold(folder, self._threshold)
 
     def close(self) -> None:
         """Free the weights and the optimizer; the run is over."""
@@ -222,6 +264,7 @@ class TrainingRun(Iterator[Measurement]):
             raise MismatchError(f"the snapshot belongs to another trial: {snapshot.asked}, asked {self._asked}")
         self._measurements = list(snapshot.measurements)
         self._best = snapshot.best
+        self._threshold = snapshot.threshold
         self._micro = snapshot.micro_batch_size
         self._module.load_state_dict(snapshot.weights)
         # The stage that was under way: one that begins at this very epoch is entered by the next step.
@@ -232,18 +275,18 @@ class TrainingRun(Iterator[Measurement]):
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
         lengths = self._data.train.lengths
-        sampling = self._weights[self._data.train.targets] if self._options.balance == "sampler" else None
+        sampling = self._weights[self._data.train.targets] if self._balance == "sampler" else None
         seed = derive_seed(self._trial.seed, "order")
         return epoch_batches(lengths, self._settings.batch_size, seed, epoch, sampling)
 
     @cached_property
     def _class_weights(self) -> torch.Tensor | None:
-        if self._options.balance != "class-weights":
+        if self._balance != "class-weights":
             return None
         return torch.as_tensor(self._weights, dtype=torch.float32, device=self._device)
 
-    def _balance(self) -> NDArray[np.float64]:
-        if self._options.balance == "none":
+    def _balance_weights(self) -> NDArray[np.float64]:
+        if self._balance == "none":
             return np.ones(1)
         return class_weights(self._data.train.targets, len(self._task.head.labels))
 
@@ -262,7 +305,8 @@ class TrainingRun(Iterator[Measurement]):
             set_rates(self._optimizer, factor)
             if index == 0:
                 check_rates(self._optimizer, self._stage, factor)
-            losses += self._step_within_memory(rows)
+            draws = self._draws(len(rows), index)
+            losses += self._step_within_memory(rows, draws)
             if settings.max_grad_norm > 0:
                 torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
             self._optimizer.step()
@@ -270,10 +314,16 @@ class TrainingRun(Iterator[Measurement]):
             count += len(rows)
         return float(parallel.total(losses)) / count
 
-    def _step_within_memory(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def _draws(self, count: int, index: int) -> Draws | None:
+        if self._augmentation.is_off:
+            return None
+        seed = derive_seed(self._trial.seed, "augmentation")
+        return self._augmentation.draw(count, seed, self.epoch, index)
+
+    def _step_within_memory(self, rows: NDArray[np.int64], draws: Draws | None) -> torch.Tensor:
         """Compute the gradients of one batch; out of memory halves the micro-batch and tries again."""
         most = -(-len(rows) // parallel.world_size())
-        while (losses := self._gradients(rows)) is None:
+        while (losses := self._gradients(rows, draws)) is None:
             held = min(self._micro or most, most)
             if held == 1:
                 raise InfeasibleError("out of memory with a micro-batch of one example")
@@ -283,16 +333,16 @@ class TrainingRun(Iterator[Measurement]):
                 torch.cuda.empty_cache()
         return losses
 
-    def _gradients(self, rows: NDArray[np.int64]) -> torch.Tensor | None:
+    def _gradients(self, rows: NDArray[np.int64], draws: Draws | None) -> torch.Tensor | None:
         """Accumulate this worker's part of a batch's gradients; return its summed loss, None when out of memory.
 
         The loss is the mean over the global batch, so neither the number of workers nor of micro-batches changes it.
         All workers agree on having memory enough before the last backward pass, which reduces the gradients.
         """
         world = parallel.world_size()
-        mine = np.array_split(rows, world)[parallel.rank()]
+        mine = np.array_split(np.arange(len(rows)), world)[parallel.rank()]
         share = world / len(rows) if len(mine) else 0.0  # DDP averages over workers
-        mine = mine if len(mine) else rows[:1]  # a worker without a part still joins the others' reduction
+        mine = mine if len(mine) else np.arange(1)  # a worker without a part still joins the others' reduction
         micro = self._micro or len(mine)
         *first, last = [mine[i : i + micro] for i in range(0, len(mine), micro)]
         losses = torch.zeros((), dtype=torch.float64, device=self._device)
@@ -300,10 +350,10 @@ class TrainingRun(Iterator[Measurement]):
         try:
             with parallel.without_reduction(self._wrapped):
                 for part in first:
-                    loss = self._loss(part)
+                    loss = self._loss(rows, part, draws)
                     losses += loss.detach()
                     (loss * share).backward()
-            loss = self._loss(last)
+            loss = self._loss(rows, last, draws)
             losses += loss.detach()
             if parallel.any_worker(False):
                 return None
@@ -316,17 +366,33 @@ class TrainingRun(Iterator[Measurement]):
             return None
         return losses if share else torch.zeros_like(losses)
 
-    def _loss(self, rows: NDArray[np.int64]) -> Any:
-        """Return the summed loss of some training examples, a tensor of one element."""
-        batch = self._data.train.batch(rows)
+    def _loss(self, rows: NDArray[np.int64], at: NDArray[np.int64], draws: Draws | None) -> Any:
+        """Return the summed loss of a batch's examples at positions ``at``, a tensor of one element."""
+        batch = self._augmented(rows, at, draws)
+        if draws is None or not self._augmentation.mixes:
+            return self._losses(self._forward(batch), batch.targets).sum()
+        partners = self._augmented(rows, draws.partners[at], draws)
+        mixed, share = self._augmentation.mix(batch, partners, draws)
+        outputs = self._forward(mixed)
+        losses = share * self._losses(outputs, batch.targets) + (1 - share) * self._losses(outputs, partners.targets)
+        return losses.sum()
+
+    def _augmented(self, rows: NDArray[np.int64], at: NDArray[np.int64], draws: Draws | None) -> Batch:
+        batch = self._data.train.batch(rows[at])
+        return batch if draws is None else self._augmentation.apply(batch, draws, at)
+
+    def _forward(self, batch: Batch) -> Any:
         with self._options.autocast():
-            outputs = self._wrapped(**{name: tensor.to(self._device) for name, tensor in batch.inputs.items()})
+            return self._wrapped(**{name: tensor.to(self._device) for name, tensor in batch.inputs.items()})
+
+    def _losses(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         return self._task.loss(
             outputs,
-            batch.targets.to(self._device),
+            targets.to(self._device),
             label_smoothing=self._settings.label_smoothing,
+            focal_gamma=self._settings.focal_gamma,
             weights=self._class_weights,
-        ).sum()
+        )
 
 
 def _frozen_modules(module: torch.nn.Module, layout: Any, stage: Stage) -> list[torch.nn.Module]:

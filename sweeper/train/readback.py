@@ -97,6 +97,19 @@ def check_model(model: Pretrained, module: nn.Module, settings: Settings) -> dic
     return live
 
 
+def check_reinitialised(model: Pretrained, module: nn.Module, settings: Settings) -> int:
+    """Compare the number of blocks that were drawn anew with the one asked and return it.
+
+    Raises
+    ------
+    MismatchError
+        When they differ.
+    """
+    live = model.count_reinitialised(module)
+    _same("num_reinitialised_blocks", settings.num_reinitialised_blocks, live)
+    return live
+
+
 def check_batch_size(asked: int, live: int) -> None:
     """Compare the loader's batch size with the one asked.
 

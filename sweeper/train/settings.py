@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -12,13 +13,17 @@ from sweeper.core.space import Params
 UNFREEZING = ("full", "head_only", "last_blocks", "gradual", "head_then_full")
 LR_SCHEDULES = ("linear", "cosine", "slanted_triangular", "constant")
 OPTIMIZERS = ("adamw", "sgd")
+BALANCES = ("none", "class-weights", "sampler")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything a trial may set; names are Hugging Face's where it has one.
 
-    A dropout of None leaves the checkpoint's own rates. ``batch_size`` is the effective (global) one.
+    A dropout of None leaves the checkpoint's own rates. ``batch_size`` is the effective (global) one. A ``balance`` of
+    None follows the study's. ``patience`` counts epochs without a better validation score after which the weights stay
+    as they are. ``random_crop`` is the largest shift as a share of the side; ``horizontal_flip`` and ``token_dropout``
+    are probabilities; ``mixup_alpha`` and ``cutmix_alpha`` are Beta parameters, 0 for off.
     """
 
     learning_rate: float = 2e-5
@@ -39,6 +44,15 @@ class Settings:
     epochs_per_stage: int = 1
     head_fraction: float = 0.25
     head_learning_rate: float | None = None
+    num_reinitialised_blocks: int = 0
+    balance: str | None = None
+    focal_gamma: float = 0.0
+    patience: int | None = None
+    random_crop: float = 0.0
+    horizontal_flip: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    token_dropout: float = 0.0
 
     @classmethod
     def from_params(cls, params: Params) -> Self:
@@ -71,14 +85,28 @@ class Settings:
             ("layer_decay", 0, 1),
             ("head_fraction", 0, 1),
             ("head_learning_rate", 0, 100),
+            ("focal_gamma", 0, 10),
+            ("random_crop", 0, 0.5),
+            ("horizontal_flip", 0, 1),
+            ("mixup_alpha", 0, 10),
+            ("cutmix_alpha", 0, 10),
+            ("token_dropout", 0, 0.9),
         ):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and low <= value <= high):
                 raise InfeasibleError(f"{name}: must be a number from {low} to {high}, got {value!r}")
-        for name in ("batch_size", "num_unfrozen_blocks", "epochs_per_stage"):
+        for name, least in (
+            ("batch_size", 1),
+            ("num_unfrozen_blocks", 1),
+            ("epochs_per_stage", 1),
+            ("patience", 1),
+            ("num_reinitialised_blocks", 0),
+        ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InfeasibleError(f"{name}: must be a whole number of at least 1, got {value!r}")
+            if name == "patience" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InfeasibleError(f"{name}: must be a whole number of at least {least}, got {value!r}")
         for name, choices in (
             ("unfreezing", UNFREEZING),
             ("lr_scheduler_type", LR_SCHEDULES),
@@ -86,6 +114,21 @@ class Settings:
         ):
             if getattr(self, name) not in choices:
                 raise InfeasibleError(f"{name}: must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.balance is not None and self.balance not in BALANCES:
+            raise InfeasibleError(f"balance: must be one of {', '.join(BALANCES)}, got {self.balance!r}")
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """Refuse settings that a task cannot act on, unless they are off.
+
+        Raises
+        ------
+        InfeasibleError
+            Naming the parameter, the reason and the value.
+        """
+        for name, reason in reasons.items():
+            value = getattr(self, name, None)
+            if value not in (None, 0, "none"):
+                raise InfeasibleError(f"{name}: {reason}, got {value!r}")
 
     @property
     def dropouts(self) -> dict[str, float]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from sweeper.core.objective import Objective
 from sweeper.core.trial import TrialKind, TrialRecord, TrialSpec, TrialState
-from sweeper.data.checks import DataReport, check
+from sweeper.data.checks import DataReport, Scan, check
+from sweeper.data.clean import clean
 from sweeper.data.prepare import prepare
 from sweeper.models.load import load
 from sweeper.plan.cost import ModelCost, Probe, estimate
@@ -21,7 +22,7 @@ from sweeper.store.lock import holder
 from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
-from sweeper.tasks.registry import task_class
+from sweeper.tasks.registry import needs
 from sweeper.train.loop import TrainData, TrainOptions, train
 from sweeper.workflows.study import Study, provisional
 
@@ -31,8 +32,23 @@ PROBE_EPOCHS = 2  # the first one is slower: caches and allocators warm up
 def check_data(spec: StudySpec) -> DataReport:
     """Check a study's data; nothing is written."""
     with tempfile.TemporaryDirectory(prefix="sweeper-") as folder:
-        kind = task_class(spec.task.type).input_kind
-        return check(prepare(spec.task, kind=kind, seed=spec.seed, folder=Path(folder)))
+        wanted = needs(spec.task)
+        return check(prepare(spec.task, seed=spec.seed, folder=Path(folder), drop_missing=True, **wanted))
+
+
+def fix_data(spec: StudySpec) -> tuple[DataReport, list[Path]]:
+    """Check a study's data and write a cleaned copy beside the original; return the findings and what was written.
+
+    Raises
+    ------
+    InputError
+        When the data are no local files, or a cleaned copy stands there already.
+    """
+    with tempfile.TemporaryDirectory(prefix="sweeper-") as folder:
+        wanted = needs(spec.task)
+        prepared = prepare(spec.task, seed=spec.seed, folder=Path(folder), drop_missing=True, **wanted)
+        scan = Scan(prepared)
+        return scan.report(), clean(spec.task, scan)
 
 
 @dataclass(frozen=True)

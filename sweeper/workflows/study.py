@@ -13,7 +13,7 @@ from typing import Any
 
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Objective
-from sweeper.core.space import SearchSpace
+from sweeper.core.space import Categorical, SearchSpace
 from sweeper.data.prepare import PreparedData, load_prepared, prepare
 from sweeper.models.load import ModelInfo, inspect
 from sweeper.plan.plan import StudyPlan, make_plan
@@ -21,7 +21,8 @@ from sweeper.spec.space import load_space, preset_path
 from sweeper.spec.study import ModelSpec, StudySpec
 from sweeper.store.paths import ResultPaths
 from sweeper.tasks.base import Task
-from sweeper.tasks.registry import make_task, task_class
+from sweeper.tasks.labelled import not_applicable
+from sweeper.tasks.registry import make_task, needs
 
 logger = logging.getLogger("sweeper")
 
@@ -79,7 +80,7 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
     InputError
         With all problems of models and spaces at once, or of the data.
     """
-    kind = task_class(spec.task.type).input_kind
+    wanted = needs(spec.task)
     _warn_of_ignored(spec)
     problems = _unsupported(spec)
     infos: dict[str, ModelInfo] = {}
@@ -87,13 +88,14 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
     for model in spec.models:
         try:
             infos[model.name] = inspect(model)
-            spaces[model.name] = _space(spec, model, infos[model.name].model_type)
+            spaces[model.name] = _space(spec, model, infos[model.name].model_type, wanted)
         except InputError as error:
             problems.extend(error.problems)
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
-    data = prepare(spec.task, kind=kind, seed=spec.seed, folder=data_folder, in_memory=in_memory)
-    task = make_task(spec.task, data.classes)
+    data = prepare(spec.task, seed=spec.seed, folder=data_folder, in_memory=in_memory, **wanted)
+    task = make_task(spec.task, data.facts)
+    _refuse_useless(task, spaces)
     plan = make_plan(
         spec,
         objective=task.objective,
@@ -124,10 +126,14 @@ def settle(study: Study) -> Study:
 
 
 def _unsupported(spec: StudySpec) -> list[Problem]:
-    if spec.cluster.profile == "local":
-        return []
-    remedy = "use `local`, or {address: HOST:PORT} of a running Ray"
-    return [Problem("cluster.profile", "must be a known profile", spec.cluster.profile, remedy)]
+    problems = []
+    if spec.cluster.profile != "local":
+        remedy = "use `local`, or {address: HOST:PORT} of a running Ray"
+        problems.append(Problem("cluster.profile", "must be a known profile", spec.cluster.profile, remedy))
+    if "split" in spec.confirm.vary and spec.task.data.time is not None:
+        rule = "splits by time cannot be drawn anew"
+        problems.append(Problem("confirm.vary", rule, "split", "remove it, or task.data.time"))
+    return problems
 
 
 def _warn_of_ignored(spec: StudySpec) -> None:
@@ -136,6 +142,22 @@ def _warn_of_ignored(spec: StudySpec) -> None:
         logger.warning("training.activation_cache is ignored by this version: frozen blocks are run in every step")
 
 
-def _space(spec: StudySpec, model: ModelSpec, model_type: str) -> SearchSpace:
-    path = spec.search.space or model.space or preset_path(model_type, spec.task.type)
-    return load_space(path, model.space_overrides)
+def _space(spec: StudySpec, model: ModelSpec, model_type: str, wanted: Mapping[str, Any]) -> SearchSpace:
+    own = spec.search.space or model.space
+    if own is not None:
+        return load_space(own, model.space_overrides)
+    preset = preset_path(model_type, spec.task.type, wanted["kind"])
+    return load_space(preset, model.space_overrides, without=not_applicable(**wanted))
+
+
+def _refuse_useless(task: Task, spaces: Mapping[str, SearchSpace]) -> None:
+    """Refuse spaces that search what the task cannot act on."""
+    problems = [
+        Problem(f"models.{model} {name}", reason, "a range or value", "remove it from the space")
+        for model, space in spaces.items()
+        for name, reason in task.not_applicable.items()
+        if any(parameter.name == name for parameter in space)
+        and not (isinstance(found := space[name], Categorical) and set(found.choices) <= {0, "none", None})
+    ]
+    if problems:
+        raise InputError(problems)

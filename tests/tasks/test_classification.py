@@ -18,7 +18,7 @@ from sweeper.core.errors import InputError
 from sweeper.spec.study import DataSpec, MetricSpec, TaskSpec
 from sweeper.tasks.metrics import CLASSIFICATION, classification_scores
 from sweeper.tasks.registry import make_task
-from sweeper.tasks.text_classification import bucket
+from sweeper.tasks.text import bucket
 
 
 def spec(kind, **more):

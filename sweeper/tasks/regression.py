@@ -1,0 +1,82 @@
+"""Regression: one number per text, image or tabular record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from sweeper.core.head import HeadSpec, TargetKind
+from sweeper.tasks.base import Metric
+from sweeper.tasks.labelled import Labelled
+from sweeper.tasks.metrics import REGRESSION, regression_scores
+
+
+class Regression(Labelled):
+    """One number per example. See `Labelled`.
+
+    The head learns (target - mean) / deviation, both of the train split; predictions and metrics are in the targets'
+    own unit again. The exported model answers in scaled units: ``target_mean`` and ``target_scale`` stand in its
+    configuration.
+    """
+
+    type: ClassVar[str] = "regression"
+    target_kind: ClassVar[TargetKind] = "number"
+    default_metric: ClassVar[str] = "rmse"
+
+    @property
+    def head(self) -> HeadSpec:
+        """A single output."""
+        return HeadSpec(
+            auto_class=self._inputs.auto_class,
+            labels=(self._spec.columns.target or "target",),
+            problem_type="regression",
+            config={"target_mean": self._facts.mean, "target_scale": self._facts.scale},
+        )
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """All metrics by name."""
+        return REGRESSION
+
+    def loss(
+        self,
+        outputs: Any,
+        targets: torch.Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the squared or Huber loss (delta 1) per example (B,), in units of the training deviation, in fp32."""
+        assert label_smoothing == 0.0, "refused before"
+        assert focal_gamma == 0.0, "refused before"
+        assert weights is None, "refused before"
+        scaled = ((targets.double() - self._facts.mean) / self._facts.scale).float()
+        loss = functional.huber_loss if self._spec.loss == "huber" else functional.mse_loss
+        return loss(outputs.logits.float()[:, 0], scaled, reduction="none")
+
+    def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Return numbers in the targets' unit (B, 1) in fp32."""
+        return (outputs.logits.double() * self._facts.scale + self._facts.mean).float()  # type: ignore[no-any-return]
+
+    def decide(self, predictions: NDArray[Any], threshold: float | None = None) -> NDArray[Any]:  # noqa: ARG002
+        """Return the numbers (N,)."""
+        return predictions[:, 0]
+
+    def score(
+        self,
+        targets: NDArray[Any],
+        predictions: NDArray[Any],
+        threshold: float | None = None,  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Score numbers (N, 1) against targets (N,)."""
+        return regression_scores(targets, predictions[:, 0])
+
+    def baseline(self, train: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Score the mean of the training targets, given for every example."""
+        return regression_scores(targets, np.full(len(targets), np.mean(train)))

@@ -1,0 +1,178 @@
+"""Text generation: supervised fine-tuning of decoders on prompts and answers; only the answers are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from sweeper.core.head import HeadSpec, TargetFacts, TargetKind
+from sweeper.spec.study import TaskSpec
+from sweeper.tasks.base import Batch, Metric
+from sweeper.tasks.labelled import Labelled
+from sweeper.tasks.metrics import GENERATION, generation_scores
+from sweeper.tasks.text import DEFAULT_MAX_LENGTH, bucket, pad_token, ragged
+
+IGNORED = -100  # transformers' mark of positions that bear no loss
+
+
+class TextGeneration(Labelled):
+    """One answer per prompt. See `Labelled`.
+
+    The prompt is the input column or template, through the tokenizer's chat template where it has one, and bears no
+    loss; the answer is the target column, closed by the end token. What is too long loses the beginning of its prompt.
+    """
+
+    type: ClassVar[str] = "text-generation"
+    input_kind: ClassVar[str | None] = "text"
+    target_kind: ClassVar[TargetKind] = "text"
+    default_metric: ClassVar[str] = "perplexity"
+    max_eval_examples: ClassVar[int] = 8
+    """Examples of an evaluation batch at most: logits over the whole vocabulary are large."""
+
+    def __init__(self, spec: TaskSpec, facts: TargetFacts | Sequence[str]) -> None:
+        super().__init__(spec, facts)
+        self._max_length = spec.max_length or DEFAULT_MAX_LENGTH
+
+    @property
+    def head(self) -> HeadSpec:
+        """The checkpoint's own language-model head."""
+        return HeadSpec(auto_class="AutoModelForCausalLM")
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """All metrics by name."""
+        return GENERATION
+
+    def cache_key(self) -> str:
+        """Encoding depends on the length limit only."""
+        return f"generation-1 max_length={self._max_length}"
+
+    def encode(self, table: pa.Table, preprocessor: Any) -> pa.Table:
+        """Tokenise prompts and answers, and join them."""
+        limit = min(self._max_length, preprocessor.model_max_length)
+        end = [] if preprocessor.eos_token_id is None else [preprocessor.eos_token_id]
+        rows, starts = [], []
+        answers = table.column("label").to_pylist()
+        for prompt, answer in zip(table.column("text").to_pylist(), answers, strict=True):
+            asked = _prompt(prompt, preprocessor)
+            given = preprocessor(answer, add_special_tokens=False)["input_ids"][: limit - 1 - len(end)] + end
+            asked = asked[max(0, len(asked) + len(given) - limit) :]
+            rows.append(asked + given)
+            starts.append(len(asked))
+        columns = {
+            "example_id": table.column("example_id"),
+            "label": table.column("label"),
+            "input_ids": pa.array(rows, pa.list_(pa.int32())),
+            "answer_start": pa.array(starts, pa.int32()),
+        }
+        return pa.table(columns)
+
+    def open(self, encoded: pa.Table, preprocessor: Any) -> AnswerExamples:
+        """Wrap for random access."""
+        return AnswerExamples(encoded, pad_token(preprocessor), min(self._max_length, preprocessor.model_max_length))
+
+    def loss(
+        self,
+        outputs: Any,
+        targets: torch.Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the mean cross entropy of each example's answer tokens (B,): every example counts alike."""
+        assert focal_gamma == 0.0, "refused before"
+        assert weights is None, "refused before"
+        losses, bears = _token_losses(outputs, targets, label_smoothing)
+        return losses.sum(dim=1) / bears.sum(dim=1).clamp_min(1)
+
+    def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+        """Return each answer's summed cross entropy, its tokens, and how many were the most probable ones (B, 3)."""
+        losses, bears = _token_losses(outputs, targets, 0.0)
+        hits = (outputs.logits[:, :-1].argmax(dim=-1) == targets[:, 1:]) & bears
+        return torch.stack([losses.sum(dim=1), bears.sum(dim=1).float(), hits.sum(dim=1).float()], dim=1)
+
+    def decide(self, predictions: NDArray[Any], threshold: float | None = None) -> NDArray[np.int64]:  # noqa: ARG002
+        """Return 1 where greedy decoding gives exactly the answer, else 0 (N,)."""
+        return np.equal(predictions[:, 1], predictions[:, 2]).astype(np.int64)  # type: ignore[no-any-return]
+
+    def score(
+        self,
+        targets: NDArray[Any],  # noqa: ARG002
+        predictions: NDArray[Any],
+        threshold: float | None = None,  # noqa: ARG002
+    ) -> dict[str, float]:
+        """Score what `predict` kept (N, 3)."""
+        return generation_scores(predictions)
+
+    def baseline(self, train: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Score the most frequent training answer by exact match; it has no perplexity."""
+        answers, counts = np.unique(train, return_counts=True)
+        return {"exact_match": float(np.mean(targets == answers[counts.argmax()]))}
+
+
+def _prompt(text: str, tokenizer: Any) -> list[int]:
+    """Return a prompt's tokens: by the chat template, else the text and a line break, after the first token if any."""
+    if getattr(tokenizer, "chat_template", None):
+        messages = [{"role": "user", "content": text}]
+        made = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+        return list(made["input_ids"])
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    joined = text if text[-1:].isspace() else f"{text}\n"
+    return begin + list(tokenizer(joined, add_special_tokens=False)["input_ids"])
+
+
+def _token_losses(outputs: Any, targets: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cross entropy and whether it counts, of each position but the first (B, L - 1), in fp32."""
+    logits, wanted = outputs.logits[:, :-1].float(), targets[:, 1:]
+    losses = functional.cross_entropy(
+        logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
+    )
+    return losses, wanted != IGNORED
+
+
+class AnswerExamples:
+    """Prompts and answers in Arrow memory, padded per batch; prompts and padding are masked in the targets."""
+
+    def __init__(self, table: pa.Table, pad_token_id: int, max_length: int) -> None:
+        self._pad, self._max_length = pad_token_id, max_length
+        self._offsets, self._values = ragged(table, "input_ids")
+        self._starts = table.column("answer_start").to_numpy()
+        self._answers = table.column("label")
+        self._ids = table.column("example_id")
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each prompt with its answer (N,)."""
+        return np.diff(self._offsets)
+
+    @property
+    def targets(self) -> NDArray[Any]:
+        """Answers as text (N,)."""
+        return np.asarray(self._answers.to_pylist())
+
+    @property
+    def example_ids(self) -> Sequence[str]:
+        """Names of the examples, in row order."""
+        return self._ids.to_pylist()  # type: ignore[no-any-return]
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """Gather B rows, padded on the right to a bucket bound: inputs and targets (B, L)."""
+        lengths = self.lengths[indices]
+        width = bucket(int(lengths.max()), self._max_length)
+        at = np.arange(width)
+        inside = at < lengths[:, None]
+        tokens = np.full(inside.shape, self._pad, dtype=np.int64)
+        tokens[inside] = self._values[(self._offsets[indices][:, None] + at)[inside]]
+        targets = np.where(inside & (at >= self._starts[indices][:, None]), tokens, IGNORED)
+        inputs = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(inside.astype(np.int64))}
+        return Batch(inputs=inputs, targets=torch.from_numpy(targets))

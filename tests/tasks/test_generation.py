@@ -1,0 +1,145 @@
+"""Fine-tuning decoders on prompts and answers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers as hf
+
+from sweeper.core.errors import InfeasibleError
+from sweeper.core.trial import TrialSpec
+from sweeper.data.prepare import prepare
+from sweeper.models.load import load
+from sweeper.spec.space import load_space, preset_path
+from sweeper.spec.study import ModelSpec, TaskSpec
+from sweeper.tasks.registry import make_task, needs
+from sweeper.tasks.text_generation import IGNORED
+from sweeper.train.evaluate import TrainOptions, predict
+from sweeper.train.loop import TrainData, train
+
+SIZE = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 60, "eos_token_id": 61}
+FAMILIES = {
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, **SIZE)),
+    "llama": lambda: hf.LlamaForCausalLM(
+        hf.LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            **SIZE,
+        )
+    ),
+}
+
+
+def tokenizer():
+    made = tiny.tokenizer()
+    made.bos_token, made.eos_token = tiny.WORDS[60], tiny.WORDS[61]
+    return made
+
+
+class Bench:
+    def __init__(self, folder, family):
+        torch.manual_seed(0)
+        FAMILIES[family]().save_pretrained(folder / "checkpoint")
+        tokenizer().save_pretrained(folder / "checkpoint")
+        rows = [{"question": f"w{i % 40} w{50 + i % 3}", "answer": f"w{1 + i % 3} w9"} for i in range(120)]
+        (folder / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        spec = TaskSpec.model_validate(
+            {
+                "type": "text-generation",
+                "data": {"train": str(folder / "t.jsonl")},
+                "columns": {"input": {"template": "w44 {question} w45"}},
+                "max_length": 16,
+            }
+        )
+        self.data = prepare(spec, seed=0, folder=folder / "data", **needs(spec))
+        self.task = make_task(spec, self.data.facts)
+        self.model = load(ModelSpec(name="m", checkpoint=str(folder / "checkpoint")), self.task.head)
+        pre = self.model.preprocessor
+        tables = {"train": self.data.train(), "validation": self.data.validation()}
+        self.splits = {k: self.task.open(self.task.encode(t, pre), pre) for k, t in tables.items()}
+
+    def run(self, max_epochs=4, resume=None, **params):
+        params = {"learning_rate": 1e-2, "batch_size": 16, "warmup_ratio": 0.0} | params
+        trial = TrialSpec(trial_id="t", number=0, model="m", params=params, seed=1, max_epochs=max_epochs)
+        return train(trial, self.task, self.model, TrainData(**self.splits), TrainOptions(), resume)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def bench(request, tmp_path_factory):
+    return Bench(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_only_the_answer_and_its_end_bear_loss(bench):
+    batch = bench.splits["train"].batch(np.array([3, 5]))
+    words = bench.data.train().to_pylist()
+    for row, index in enumerate((3, 5)):
+        ids, wanted = batch.inputs["input_ids"][row], batch.targets[row]
+        answer = [*tokenizer().convert_tokens_to_ids(words[index]["label"].split()), 61]
+        assert ids[0] == 60
+        assert wanted[wanted != IGNORED].tolist() == answer
+        assert ids[wanted != IGNORED].tolist() == answer
+    own = bench.model.module(
+        input_ids=batch.inputs["input_ids"], attention_mask=batch.inputs["attention_mask"], labels=batch.targets
+    )
+    mine = bench.task.loss(own, batch.targets)
+    assert mine.mean().item() == pytest.approx(
+        own.loss.item(), rel=1e-5
+    )  # answers of equal length: transformers' own loss
+
+
+def test_what_is_too_long_loses_the_beginning_of_its_prompt(bench):
+    import pyarrow as pa
+
+    table = pa.table({"example_id": ["a"], "text": [" ".join(["w5"] * 30 + ["w7"])], "label": ["w1 w2"]})
+    batch = bench.task.open(bench.task.encode(table, bench.model.preprocessor), bench.model.preprocessor).batch(
+        np.array([0])
+    )
+    ids = tokenizer().convert_ids_to_tokens(batch.inputs["input_ids"][0].tolist())
+    assert len(ids) == 16
+    assert ids[-4:] == ["w7", "w1", "w2", tiny.WORDS[61]]
+
+
+def test_training_lowers_the_perplexity_and_exact_match_is_what_greedy_decoding_gives(bench, tmp_path):
+    run = bench.run()
+    measured = list(run)
+    assert measured[-1].metrics["perplexity"] < 0.2 * 64
+    assert measured[-1].train_loss < measured[0].train_loss
+    run.save_best(tmp_path)
+    found = predict(bench.model, tmp_path, bench.task, bench.splits["validation"], TrainOptions())
+    module = bench.model.load_weights(tmp_path)
+    hits = []
+    for row in range(len(bench.splits["validation"])):
+        batch = bench.splits["validation"].batch(np.array([row]))
+        answer = batch.targets[0] != IGNORED
+        start = int(answer.nonzero()[0, 0])
+        prompt = batch.inputs["input_ids"][:, :start]
+        made = module.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=int(answer.sum()), do_sample=False
+        )
+        hits.append(made[0, start:].tolist() == batch.targets[0][answer].tolist())
+    assert found.decisions.tolist() == [int(h) for h in hits]
+    assert found.scores["exact_match"] == np.mean(hits)
+    assert bench.task.baseline(np.array(["a", "b", "b"]), np.array(["b", "a"])) == {"exact_match": 0.5}
+
+
+def test_a_decoder_resumes_bit_for_bit(bench, tmp_path):
+    options = {"unfreezing": "last_blocks", "num_unfrozen_blocks": 2, "dropout": 0.1, "token_dropout": 0.1}
+    whole = [(m.train_loss, dict(m.metrics)) for m in bench.run(**options)]
+    first = bench.run(**options)
+    head = [next(first) for _ in range(2)]
+    first.save_snapshot(tmp_path)
+    assert [(m.train_loss, dict(m.metrics)) for m in [*head, *bench.run(resume=tmp_path, **options)]] == whole
+
+
+def test_the_preset_runs_and_class_remedies_are_refused(bench):
+    space = load_space(preset_path("gpt2", "text-generation"))
+    next(bench.run(**{k: v for k, v in space.default.items() if k != "batch_size"}))
+    with pytest.raises(InfeasibleError, match="focal_gamma"):
+        bench.run(focal_gamma=1.0)
