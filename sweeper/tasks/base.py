@@ -27,6 +27,35 @@ class Batch:
     targets: torch.Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """How a trial changes the loss of its training batches; the default is the plain loss of evaluation.
+
+    Parameters
+    ----------
+    label_smoothing:
+        Share of each target that is spread over all classes, [0, 1).
+    focal_gamma:
+        Exponent of the focal loss, 0 or more; 0 is off (Lin et al. 2017, arXiv 1708.02002).
+    class_weights:
+        Weights (K,) by class; None: all alike.
+    """
+
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    class_weights: torch.Tensor | None = None
+
+    def focus(self, losses: torch.Tensor, certainty: torch.Tensor) -> torch.Tensor:
+        """Multiply losses by (1 - p) ** gamma, p the probability given to the target; both of one shape."""
+        if self.focal_gamma == 0:
+            return losses
+        # Away from 0, where a power below 1 has no finite slope.
+        return losses * (1 - certainty).clamp_min(1e-6) ** self.focal_gamma
+
+
+PLAIN_LOSS = LossOptions()
+
+
 class Examples(Protocol):
     """An encoded split, memory-mapped: random access without Python objects per example."""
 
@@ -52,6 +81,35 @@ class Examples(Protocol):
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Gather rows, padded to a fixed bucket bound so that results do not depend on neighbours."""
         ...
+
+
+class NamedTargets:
+    """The part of `Examples` that is the same for every kind of input: names and targets, in row order.
+
+    Parameters
+    ----------
+    table:
+        The encoded split.
+    targets:
+        Its targets, N of them.
+    """
+
+    def __init__(self, table: pa.Table, targets: NDArray[Any]) -> None:
+        self._targets = targets
+        self._ids = table.column("example_id")
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    @property
+    def targets(self) -> NDArray[Any]:
+        """Class indices (N,), numbers (N,), labels (N, K) or texts (N,)."""
+        return self._targets
+
+    @property
+    def example_ids(self) -> Sequence[str]:
+        """Names of the examples."""
+        return self._ids.to_pylist()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -96,16 +154,8 @@ class Task(Protocol):
         """Wrap an encoded split for random access."""
         ...
 
-    def loss(
-        self,
-        outputs: Any,
-        targets: torch.Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Per-example losses (B,) of a model's outputs; ``weights`` are per class (K,)."""
+    def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
+        """Per-example losses (B,) of a model's outputs."""
         ...
 
     def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from sweeper.core.head import HeadSpec
-from sweeper.tasks.base import Metric
+from sweeper.tasks.base import PLAIN_LOSS, LossOptions, Metric
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import CLASSIFICATION, classification_scores, decisions
 
@@ -35,27 +35,13 @@ class Classification(Labelled):
         """All metrics by name."""
         return CLASSIFICATION
 
-    def loss(
-        self,
-        outputs: Any,
-        targets: torch.Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return cross entropy per example (B,), in fp32; a class weight multiplies its examples' losses.
-
-        A focal loss multiplies each by (1 - p) ** gamma, p the target's probability (Lin et al. 2017, arXiv
-        1708.02002).
-        """
+    def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
+        """Return cross entropy per example (B,), in fp32; a class weight multiplies its examples' losses."""
         logits = outputs.logits.float()
-        losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
-        if focal_gamma > 0:
-            certain = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0].exp()
-            # Away from 0, where a power below 1 has no finite slope.
-            losses = losses * (1 - certain).clamp_min(1e-6) ** focal_gamma
-        return losses if weights is None else losses * weights[targets]
+        losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=options.label_smoothing)
+        if options.focal_gamma > 0:
+            losses = options.focus(losses, logits.softmax(dim=-1).gather(1, targets[:, None])[:, 0])
+        return losses if options.class_weights is None else losses * options.class_weights[targets]
 
     def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return class probabilities (B, K) in fp32."""

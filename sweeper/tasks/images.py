@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sweeper.tasks.base import Batch, target_array
+from sweeper.tasks.base import Batch, NamedTargets, target_array
 
 
 class ImageInputs:
@@ -64,7 +63,7 @@ class ImageInputs:
         return PixelExamples(encoded, scale, shift, num_labels)
 
 
-class PixelExamples:
+class PixelExamples(NamedTargets):
     """Decoded images in Arrow memory, scaled per batch: pixel * scale + shift, by channel."""
 
     def __init__(
@@ -78,26 +77,12 @@ class PixelExamples:
         self._pixels = self._pixels.reshape(len(chunk), *shape)
         self._scale = torch.as_tensor(scale, dtype=torch.float32)[:, None, None]
         self._shift = torch.as_tensor(shift, dtype=torch.float32)[:, None, None]
-        self._targets = target_array(table, num_labels)
-        self._ids = table.column("example_id")
-
-    def __len__(self) -> int:
-        return len(self._targets)
+        super().__init__(table, target_array(table, num_labels))
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """All ones (N,): images cost alike."""
         return np.ones(len(self), dtype=np.int64)
-
-    @property
-    def targets(self) -> NDArray[Any]:
-        """Class indices (N,), numbers (N,) or labels (N, K)."""
-        return self._targets
-
-    @property
-    def example_ids(self) -> Sequence[str]:
-        """Names of the examples, in row order."""
-        return self._ids.to_pylist()  # type: ignore[no-any-return]
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Gather B images as float32 (B, C, H, W)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ OF_TEXT = ("token_dropout",)
 OF_CLASSES = ("label_smoothing", "focal_gamma", "balance")
 
 
-class Labelled:
+class Labelled(ABC):
     """A base for tasks that put a head on a text or image encoder; they differ in head, loss and metrics.
 
     Parameters
@@ -65,9 +66,9 @@ class Labelled:
         self.objective = Objective(name, goal)
 
     @property
+    @abstractmethod
     def metrics(self) -> Mapping[str, Metric]:
         """All metrics by name."""
-        raise NotImplementedError
 
     @property
     def not_applicable(self) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from sweeper.core.head import HeadSpec, TargetKind
-from sweeper.tasks.base import Metric
+from sweeper.tasks.base import PLAIN_LOSS, LossOptions, Metric
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import MULTI_LABEL, multi_label_scores
 
@@ -37,25 +37,16 @@ class MultiLabelClassification(Labelled):
         """All metrics by name."""
         return MULTI_LABEL
 
-    def loss(
-        self,
-        outputs: Any,
-        targets: torch.Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
         """Return binary cross entropy per example (B,), the mean over labels, in fp32."""
         logits = outputs.logits.float()
         wanted = targets.float()
-        smooth = wanted * (1 - label_smoothing) + label_smoothing / 2
+        smooth = wanted * (1 - options.label_smoothing) + options.label_smoothing / 2
         losses = functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
-        if focal_gamma > 0:
-            certain = torch.where(wanted > 0, logits.sigmoid(), (-logits).sigmoid())
-            losses = losses * (1 - certain).clamp_min(1e-6) ** focal_gamma
-        if weights is not None:
-            losses = losses * weights
+        if options.focal_gamma > 0:
+            losses = options.focus(losses, torch.where(wanted > 0, logits.sigmoid(), (-logits).sigmoid()))
+        if options.class_weights is not None:
+            losses = losses * options.class_weights
         return losses.mean(dim=1)
 
     def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:  # noqa: ARG002

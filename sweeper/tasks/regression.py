@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from sweeper.core.head import HeadSpec, TargetKind
-from sweeper.tasks.base import Metric
+from sweeper.tasks.base import PLAIN_LOSS, LossOptions, Metric
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import REGRESSION, regression_scores
 
@@ -43,19 +43,9 @@ class Regression(Labelled):
         """All metrics by name."""
         return REGRESSION
 
-    def loss(
-        self,
-        outputs: Any,
-        targets: torch.Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
         """Return the squared or Huber loss (delta 1) per example (B,), in units of the training deviation, in fp32."""
-        assert label_smoothing == 0.0, "refused before"
-        assert focal_gamma == 0.0, "refused before"
-        assert weights is None, "refused before"
+        assert options == PLAIN_LOSS, "refused before"
         scaled = ((targets.double() - self._facts.mean) / self._facts.scale).float()
         loss = functional.huber_loss if self._spec.loss == "huber" else functional.mse_loss
         return loss(outputs.logits.float()[:, 0], scaled, reduction="none")

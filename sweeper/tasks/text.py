@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from sweeper.core.errors import InputError, Problem
-from sweeper.tasks.base import Batch, target_array
+from sweeper.tasks.base import Batch, NamedTargets, target_array
 
 DEFAULT_MAX_LENGTH = 256
 _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -81,7 +80,7 @@ def pad_token(tokenizer: Any) -> int:
     return int(pad)
 
 
-class TokenExamples:
+class TokenExamples(NamedTargets):
     """Token lists in Arrow memory, gathered and padded without a Python loop over tokens."""
 
     def __init__(self, table: pa.Table, pad_token_id: int, max_length: int, num_labels: int = 0) -> None:
@@ -90,26 +89,12 @@ class TokenExamples:
         self._columns = {name: ragged(table, name) for name in self._pad if name in table.column_names}
         offsets, _ = self._columns["input_ids"]
         self._lengths = np.diff(offsets).astype(np.int64)
-        self._targets = target_array(table, num_labels)
-        self._ids = table.column("example_id")
-
-    def __len__(self) -> int:
-        return len(self._lengths)
+        super().__init__(table, target_array(table, num_labels))
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each example (N,)."""
         return self._lengths
-
-    @property
-    def targets(self) -> NDArray[Any]:
-        """Class indices (N,), numbers (N,) or labels (N, K)."""
-        return self._targets
-
-    @property
-    def example_ids(self) -> Sequence[str]:
-        """Names of the examples, in row order."""
-        return self._ids.to_pylist()  # type: ignore[no-any-return]
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Gather B rows, padded to the bucket bound of the longest: (B, L) int64."""

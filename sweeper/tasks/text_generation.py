@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from sweeper.core.head import HeadSpec, TargetFacts, TargetKind
 from sweeper.spec.study import TaskSpec
-from sweeper.tasks.base import Batch, Metric
+from sweeper.tasks.base import PLAIN_LOSS, Batch, LossOptions, Metric, NamedTargets
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import GENERATION, generation_scores
 from sweeper.tasks.text import DEFAULT_MAX_LENGTH, bucket, pad_token, ragged
@@ -77,19 +78,10 @@ class TextGeneration(Labelled):
         """Wrap for random access."""
         return AnswerExamples(encoded, pad_token(preprocessor), min(self._max_length, preprocessor.model_max_length))
 
-    def loss(
-        self,
-        outputs: Any,
-        targets: torch.Tensor,
-        *,
-        label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
-        weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
         """Return the mean cross entropy of each example's answer tokens (B,): every example counts alike."""
-        assert focal_gamma == 0.0, "refused before"
-        assert weights is None, "refused before"
-        losses, bears = _token_losses(outputs, targets, label_smoothing)
+        assert replace(options, label_smoothing=0.0) == PLAIN_LOSS, "refused before"
+        losses, bears = _token_losses(outputs, targets, options.label_smoothing)
         return losses.sum(dim=1) / bears.sum(dim=1).clamp_min(1)
 
     def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
@@ -137,33 +129,19 @@ def _token_losses(outputs: Any, targets: torch.Tensor, smoothing: float) -> tupl
     return losses, wanted != IGNORED
 
 
-class AnswerExamples:
+class AnswerExamples(NamedTargets):
     """Prompts and answers in Arrow memory, padded per batch; prompts and padding are masked in the targets."""
 
     def __init__(self, table: pa.Table, pad_token_id: int, max_length: int) -> None:
         self._pad, self._max_length = pad_token_id, max_length
         self._offsets, self._values = ragged(table, "input_ids")
         self._starts = table.column("answer_start").to_numpy()
-        self._answers = table.column("label")
-        self._ids = table.column("example_id")
-
-    def __len__(self) -> int:
-        return len(self._starts)
+        super().__init__(table, np.asarray(table.column("label").to_pylist()))
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each prompt with its answer (N,)."""
         return np.diff(self._offsets)
-
-    @property
-    def targets(self) -> NDArray[Any]:
-        """Answers as text (N,)."""
-        return np.asarray(self._answers.to_pylist())
-
-    @property
-    def example_ids(self) -> Sequence[str]:
-        """Names of the examples, in row order."""
-        return self._ids.to_pylist()  # type: ignore[no-any-return]
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Gather B rows, padded on the right to a bucket bound: inputs and targets (B, L)."""

@@ -7,6 +7,7 @@ def epochs(self, root): return {"bert-t0000": [1, 2], ...}
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,16 +69,16 @@ def confirmation(*, tested: bool) -> TrackedTrial:
     return TrackedTrial(record=replace(trial, spec=spec), test={"accuracy": 0.6} if tested else None)
 
 
-class TrackerConformance:
+class TrackerConformance(ABC):
     """The checks; pytest collects them in the subclass."""
 
+    @abstractmethod
     def make(self, root: Path) -> Tracker:
         """Return a new tracker that writes into ``root``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def epochs(self, root: Path) -> dict[str, list[int]]:
         """Return the epochs that the service holds, in order, by trial; each as often as it is there."""
-        raise NotImplementedError
 
     def test_every_trial_and_every_epoch_is_there_once(self, tmp_path: Path) -> None:
         """Live: every state of every trial is told."""

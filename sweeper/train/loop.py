@@ -22,7 +22,7 @@ from sweeper.core.seeds import derive_seed
 from sweeper.core.selection import best_measurement
 from sweeper.core.trial import Measurement, TrialSpec
 from sweeper.models.load import Pretrained
-from sweeper.tasks.base import Batch, Examples, Task
+from sweeper.tasks.base import Batch, Examples, LossOptions, Task
 from sweeper.train import checkpoint, parallel
 from sweeper.train.augment import Augmentation, Draws
 from sweeper.train.balance import class_weights
@@ -280,10 +280,15 @@ class TrainingRun(Iterator[Measurement]):
         return epoch_batches(lengths, self._settings.batch_size, seed, epoch, sampling)
 
     @cached_property
-    def _class_weights(self) -> torch.Tensor | None:
-        if self._balance != "class-weights":
-            return None
-        return torch.as_tensor(self._weights, dtype=torch.float32, device=self._device)
+    def _loss_options(self) -> LossOptions:
+        weights = None
+        if self._balance == "class-weights":
+            weights = torch.as_tensor(self._weights, dtype=torch.float32, device=self._device)
+        return LossOptions(
+            label_smoothing=self._settings.label_smoothing,
+            focal_gamma=self._settings.focal_gamma,
+            class_weights=weights,
+        )
 
     def _balance_weights(self) -> NDArray[np.float64]:
         if self._balance == "none":
@@ -386,13 +391,7 @@ class TrainingRun(Iterator[Measurement]):
             return self._wrapped(**{name: tensor.to(self._device) for name, tensor in batch.inputs.items()})
 
     def _losses(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-        return self._task.loss(
-            outputs,
-            targets.to(self._device),
-            label_smoothing=self._settings.label_smoothing,
-            focal_gamma=self._settings.focal_gamma,
-            weights=self._class_weights,
-        )
+        return self._task.loss(outputs, targets.to(self._device), self._loss_options)
 
 
 def _frozen_modules(module: torch.nn.Module, layout: Any, stage: Stage) -> list[torch.nn.Module]:

@@ -222,7 +222,7 @@ def test_missing_values_are_counted_by_the_check(tmp_path):
     assert sum(scan.report().rows.values()) == 39
 
 
-SMS = Path("/work/shared/data/sms_spam/messages.csv")
+SMS = Path(__file__).parents[3] / "shared" / "data" / "sms_spam" / "messages.csv"
 
 
 @pytest.mark.skipif(not SMS.exists(), reason="the SMS spam collection is not on this machine")

@@ -16,6 +16,7 @@ from sklearn import metrics as sk
 
 from sweeper.core.errors import InputError
 from sweeper.spec.study import DataSpec, MetricSpec, TaskSpec
+from sweeper.tasks.base import LossOptions
 from sweeper.tasks.metrics import CLASSIFICATION, classification_scores
 from sweeper.tasks.registry import make_task
 from sweeper.tasks.text import bucket
@@ -106,5 +107,5 @@ def test_class_weights_multiply_the_losses_of_their_class():
     outputs = SimpleNamespace(logits=torch.tensor([[2.0, 0.0], [0.5, 0.1]]))
     targets = torch.tensor([0, 1])
     plain = task.loss(outputs, targets)
-    weighted = task.loss(outputs, targets, weights=torch.tensor([1.0, 3.0]))
+    weighted = task.loss(outputs, targets, LossOptions(class_weights=torch.tensor([1.0, 3.0])))
     assert weighted.tolist() == pytest.approx([plain[0].item(), 3 * plain[1].item()])

@@ -24,6 +24,7 @@ from sweeper.data.records import format_value
 from sweeper.models.load import load
 from sweeper.spec.study import TaskSpec
 from sweeper.store.tables import write_predictions
+from sweeper.tasks.base import LossOptions
 from sweeper.tasks.metrics import (
     CALIBRATION_BINS,
     MULTI_LABEL,
@@ -330,7 +331,7 @@ def test_focal_loss_weighs_hard_examples_and_gamma_zero_is_cross_entropy():
     task = make_task(TaskSpec(type="text-classification", data={"train": "x"}), ["a", "b"])
     outputs = SimpleNamespace(logits=torch.tensor([[3.0, 0.0], [0.0, 3.0]], requires_grad=True))
     targets = torch.tensor([0, 0])
-    plain, focal = task.loss(outputs, targets), task.loss(outputs, targets, focal_gamma=2.0)
+    plain, focal = task.loss(outputs, targets), task.loss(outputs, targets, LossOptions(focal_gamma=2.0))
     share = torch.softmax(outputs.logits, 1)[:, 0]
     assert torch.allclose(focal, plain * (1 - share) ** 2)
     focal.sum().backward()
