@@ -1,0 +1,60 @@
+"""sweeper's own run of the work list, on its lanes and with its ledger: WORK.json FOLDER."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from sweeper.engine.environment import prepare
+
+prepare(own_ray=True)
+
+from sweeper.core.trial import TrialSpec  # noqa: E402
+from sweeper.engine.cluster import connection, lane_count, worker_resources  # noqa: E402
+from sweeper.engine.lanes import Lanes, LaneShape  # noqa: E402
+from sweeper.engine.tune import run_assignments  # noqa: E402
+from sweeper.engine.worker import TrainingWorker, WorkerConfig  # noqa: E402
+from sweeper.spec.load import load_study  # noqa: E402
+from sweeper.store.ledger import Ledger  # noqa: E402
+from sweeper.store.state import StudyState  # noqa: E402
+from sweeper.train.evaluate import TrainOptions  # noqa: E402
+from sweeper.workflows.book import Book  # noqa: E402
+from sweeper.workflows.conductors import ConfirmConductor  # noqa: E402
+from sweeper.workflows.study import provisional, settle  # noqa: E402
+
+
+def main() -> None:
+    work, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    listed = json.loads(work.read_text())
+    spec = load_study(work.with_name("study.yaml"), [f"storage_path={folder / 'results'}"])
+    with provisional(spec) as draft:
+        study = settle(draft)
+    trials = [
+        TrialSpec(
+            trial_id=f"{trial['model']}-t{trial['index']:04d}",
+            number=trial["index"],
+            model=trial["model"],
+            params=trial["params"],
+            seed=trial["seed"],
+            max_epochs=listed["max_epochs"],
+        )
+        for trial in listed["trials"]
+    ]
+    with Ledger.open(study.paths) as ledger, connection(None):
+        state = StudyState.replay(ledger.events())
+        book = Book(ledger, state, study.objective, 1, [])
+        shape = LaneShape(num_workers=1, resources_per_worker=worker_resources("auto", 1))
+        config = WorkerConfig(spec=spec, paths=study.paths, options=TrainOptions(), cpus=1)
+        with Lanes(lane_count(shape, "auto"), shape, partial(TrainingWorker, config), study.paths.scratch) as lanes:
+            lanes.wait_ready()
+            conductor = ConfirmConductor(book, trials, lambda: False)
+            run_assignments(lanes, conductor, scratch=study.paths.scratch, max_retries=0, epoch_timeout_seconds=600)
+    for trial in trials:
+        accuracy = state.trials[trial.trial_id].measurements[-1].metrics["accuracy"]
+        (folder / f"{trial.number}.json").write_text(json.dumps(accuracy))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The same fixed list of trials by sweeper, Ray's documented pattern, and the Hugging Face Trainer with Optuna or Ray.
+
+    python benchmarks/sweep_vs_peers.py --work digits --json OUT.json
+
+Same models, data, epochs and seeds; all five unfreezing schedules; no pruning. The scripts that run stand in
+``benchmarks/peers/``; each is a process of its own, one after the other, and gets the whole machine. Wall-clock runs
+from its start to its end, with imports, data preparation and Ray's start; CPU seconds are those of it and of
+everything that it started; memory is the largest sum of proportional set sizes, sampled twice a second. The
+splits are prepared before, for sweeper also within. Scores are validation accuracies after the last epoch: of each
+schedule the paired mean difference to sweeper must lie within two standard errors.
+``digits``: the quickstart's three vision models; ``docstrings``: its two encoders (run the examples' ``pretrain.py``
+first). Needs the extra ``bench``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from machine import facts
+
+from sweeper.spec.load import load_study
+from sweeper.workflows.study import provisional
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parent / "examples"
+SCHEDULES = ("full", "head_only", "last_blocks", "gradual", "head_then_full")
+ARMS = {"sweeper": "sweeper_lanes", "ray_pattern": "ray_pattern", "hf_optuna": "hf_optuna", "hf_ray": "hf_ray"}
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans of an arm become our children, and their CPU seconds ours
+SAMPLE_SECONDS = 0.5
+
+WORK = {
+    "digits": ("quickstart", {"resnet": 1e-2, "vit": 3e-3, "convnext": 3e-3}, ["task.data.max_train_examples=null"]),
+    "docstrings": ("docstrings", {"bert": 1e-3, "distilbert": 1e-3}, []),
+}
+
+
+def write_work(name: str, repeats: int, max_epochs: int, folder: Path) -> dict[str, Any]:
+    """Write the list of trials, the study and the splits for all arms."""
+    example, rates, overrides = WORK[name]
+    spec = load_study(EXAMPLES / example / "study.yaml", overrides)
+    (folder / "study.yaml").write_text(json.dumps(spec.model_dump(mode="json")))
+    draws = random.Random(0)
+    trials = []
+    for _ in range(repeats):
+        for schedule in SCHEDULES:
+            for model, rate in rates.items():
+                params: dict[str, Any] = {
+                    "learning_rate": rate * 10 ** draws.uniform(-0.5, 0.25),
+                    "batch_size": draws.choice([16, 32]),
+                    "weight_decay": 0.01,
+                    "warmup_ratio": 0.1,
+                    "lr_scheduler_type": "linear",
+                    "max_grad_norm": 1.0,
+                    "dropout": 0.0,
+                    "unfreezing": schedule,
+                }
+                if schedule == "last_blocks":
+                    params["num_unfrozen_blocks"] = 1
+                trials.append({"index": len(trials), "model": model, "params": params, "seed": 2 * len(trials)})
+    with provisional(spec) as study:
+        for split, table in (("train", study.data.train()), ("validation", study.data.validation())):
+            pq.write_table(table, folder / f"{split}.parquet")
+        classes = list(study.data.classes)
+    work = {
+        "trials": trials,
+        "checkpoints": {model.name: model.checkpoint for model in spec.models},
+        "max_epochs": max_epochs,
+        "max_length": spec.task.max_length or 256,
+        "classes": classes,
+    }
+    (folder / "work.json").write_text(json.dumps(work))
+    return work
+
+
+def run_arm(arm: str, folder: Path, num_trials: int) -> dict[str, Any]:
+    """Run one tool over the list in ``folder``; return what it took and its scores in the list's order."""
+    out = folder / arm
+    out.mkdir()
+    paths = os.pathsep.join(str(path.resolve()) for path in (HERE.parent, HERE, HERE / "peers"))
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    with (folder / f"{arm}.log").open("w") as log:
+        command = [sys.executable, str(HERE / "peers" / f"{ARMS[arm]}.py"), str(folder / "work.json"), str(out)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=out)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, sum(_memory(pid) for pid in _descendants()))
+            time.sleep(SAMPLE_SECONDS)
+    ended = time.perf_counter()
+    _reap(deadline=time.monotonic() + 60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode or len(list(out.glob("[0-9]*.json"))) != num_trials:
+        sys.exit(f"{arm} failed:\n" + (folder / f"{arm}.log").read_text()[-3000:])
+    return {
+        "wall_clock_seconds": ended - began,
+        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "peak_memory_bytes": peak,
+        "scores": [json.loads((out / f"{index}.json").read_text()) for index in range(num_trials)],
+    }
+
+
+def _descendants() -> list[int]:
+    """Return the processes below this one."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError, ValueError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    found, new = set(), {os.getpid()}
+    while new:
+        new = {pid for pid, parent in parents.items() if parent in new} - found
+        found |= new
+    return sorted(found)
+
+
+def _memory(pid: int) -> int:
+    """Return the proportional set size of a process in bytes."""
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
+    return 0
+
+
+def _reap(deadline: float) -> None:
+    """Wait for orphans that an arm left; those that outstay the deadline are ended."""
+    while time.monotonic() < deadline:
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not _descendants():
+            return
+        time.sleep(0.1)
+    for pid in _descendants():
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
+
+
+def agreement(trials: list[dict[str, Any]], ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """Compare scores by schedule: paired mean difference and its standard error."""
+    found = {}
+    for schedule in SCHEDULES:
+        at = [trial["index"] for trial in trials if trial["params"]["unfreezing"] == schedule]
+        differences = np.asarray([ours[i] - theirs[i] for i in at])
+        error = float(differences.std(ddof=1) / np.sqrt(len(differences)))
+        mean = float(differences.mean())
+        found[schedule] = {"mean_difference": mean, "standard_error": error, "agrees": abs(mean) <= 2 * error + 1e-9}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", choices=list(WORK), default="digits")
+    parser.add_argument("--repeats", type=int, default=2, help="trials for each model and schedule")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--peers", default="ray_pattern,hf_optuna,hf_ray")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        work = write_work(arguments.work, arguments.repeats, arguments.epochs, folder)
+        arms = {}
+        for arm in ("sweeper", *arguments.peers.split(",")):
+            arms[arm] = run_arm(arm, folder, len(work["trials"]))
+            shown = {key: round(value, 1) for key, value in arms[arm].items() if key != "scores"}
+            print(arm, shown, f"mean score {np.mean(arms[arm]['scores']):.4f}", flush=True)
+    ours, peers = arms["sweeper"], {name: arm for name, arm in arms.items() if name != "sweeper"}
+    by_schedule = {name: agreement(work["trials"], ours["scores"], arm["scores"]) for name, arm in peers.items()}
+    differences = [abs(found["mean_difference"]) for by in by_schedule.values() for found in by.values()]
+    result = {
+        "work": arguments.work,
+        "num_trials": len(work["trials"]),
+        "max_epochs": arguments.epochs,
+        "wall_clock_ratio": {
+            name: arm["wall_clock_seconds"] / ours["wall_clock_seconds"] for name, arm in peers.items()
+        },
+        "cpu_ratio": {name: arm["cpu_seconds"] / ours["cpu_seconds"] for name, arm in peers.items()},
+        "peak_memory_ratio": {
+            name: arm["peak_memory_bytes"] / ours["peak_memory_bytes"] for name, arm in peers.items()
+        },
+        "max_abs_score_difference": max(differences),
+        "agreement": by_schedule,
+        "arms": arms,
+        "machine": facts(),
+    }
+    print(json.dumps({key: value for key, value in result.items() if key != "arms"}, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
