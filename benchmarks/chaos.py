@@ -279,22 +279,34 @@ def count_lost_and_doubled(results: Path, trials: int, outcome: Outcome) -> None
     table = rows(results, "trials")
     numbers = Counter((row["model"], row["number"]) for row in table)
     expected = {(model, number) for model in ("vit", "resnet") for number in range(trials)}
-    unfinished = [row for row in table if row["state"] in ("WAITING", "RUNNING")]
-    outcome.trials_lost += len(expected - numbers.keys()) + len(unfinished)
+    lost = [f"trial {key} was never asked" for key in sorted(expected - numbers.keys())]
+    lost += [f"{row['trial_id']} is {row['state']}" for row in table if row["state"] in ("WAITING", "RUNNING")]
     outcome.trials_doubled += sum(count - 1 for count in numbers.values())
     epochs = Counter((row["trial_id"], row["epoch"]) for row in rows(results, "measurements"))
     outcome.trials_doubled += sum(count - 1 for count in epochs.values())
     for row in table:
         mine = sorted(epoch for trial_id, epoch in epochs if trial_id == row["trial_id"])
-        outcome.trials_lost += mine != list(range(1, row["epochs"] + 1))
+        if mine != list(range(1, row["epochs"] + 1)):
+            lost.append(f"{row['trial_id']} has epochs {mine} of {row['epochs']}")
     keys = ("model", "config", "seed", "split", "metric")
     confirmed = Counter(tuple(row[key] for key in keys) for row in rows(results, "confirmations"))
     outcome.trials_doubled += sum(count - 1 for count in confirmed.values())
-    runs = {key[:4] for key in confirmed}
-    outcome.trials_lost += max(0, 2 * 2 * 2 * 2 - len(runs))  # models x configs x seeds x splits
+    runs = Counter(key[:2] for key in {key[:4] for key in confirmed})
+    lost += [
+        f"{model} {config} has {runs[model, config]} of 4 confirmed scores (2 seeds, 2 splits)"
+        for model, config in itertools.product(("vit", "resnet"), ("tuned", "default"))
+        for _ in range(4 - runs[model, config])
+    ]
     openings = json.loads((results / "manifest.json").read_text())["test_openings"]
     outcome.trials_doubled += max(0, len(openings) - 1)
-    outcome.trials_lost += not openings
+    lost += ["the test split was never opened"] * (not openings)
+    failed = [f"{row['trial_id']} {row['state']}: {row['reason']}" for row in table if row["state"] == "FAIL"]
+    outcome.trials_lost += len(lost)
+    outcome.examples += [*lost, *failed][:10]
+    if lost:
+        events = [json.loads(line) for line in (results / "ledger.jsonl").read_text().splitlines()]
+        told = [e for e in events if e["kind"] in ("retry", "note") or e.get("state") in ("FAIL", "INFEASIBLE")]
+        outcome.examples += [json.dumps(event)[:300] for event in told[-20:]]
 
 
 def compare(results: Path, reference: Path, outcome: Outcome) -> None:

@@ -25,6 +25,7 @@ from sweeper.store.paths import ResultPaths
 from sweeper.store.tables import write_predictions
 from sweeper.tasks.base import Examples, Task
 from sweeper.tasks.registry import make_task
+from sweeper.train.activation_cache import ActivationStore
 from sweeper.train.evaluate import predict
 from sweeper.train.loop import TrainData, TrainingRun, TrainOptions, train
 
@@ -59,6 +60,11 @@ class TrainingWorker:
         self._config = config
         self._data: PreparedData = load_prepared(config.paths.data)
         self._task: Task = make_task(config.spec.task, self._data.facts)
+        training = config.spec.training
+        self._activations = None
+        if training.caches_activations(config.options.device):
+            limit = int(training.activation_cache_gigabytes * 1e9)
+            self._activations = ActivationStore(folder=config.paths.activations, limit_bytes=limit)
         self._models: dict[str, Pretrained] = {}
         self._examples: dict[tuple[str, str, int | None], Examples] = {}
         self._trial: TrialSpec | None = None
@@ -87,9 +93,10 @@ class TrainingWorker:
         data = TrainData(
             train=self._split(trial.model, "train", trial.split_seed),
             validation=self._split(trial.model, "validation", trial.split_seed),
+            key=self._content_key(trial.model, trial.split_seed),
         )
         resume = self._last_snapshot(trial)
-        self._run = train(trial, self._task, model, data, self._config.options, resume=resume)
+        self._run = train(trial, self._task, model, data, self._config.options, resume, self._activations)
         self._trial, self._attempt, self._saved_at = trial, attempt, time.monotonic()
         return Started(
             node=socket.gethostname(),
@@ -173,15 +180,19 @@ class TrainingWorker:
         key = (model, split, split_seed)
         if key not in self._examples:
             preprocessor = self._model(model).preprocessor
-            parts = (self._data.fingerprint, split, split_seed, self._task.cache_key(), _fingerprint(preprocessor))
-            name = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
             table = encoded(
                 self._config.paths.encoded,
-                f"{split}-{name}",
+                f"{split}-{self._content_key(model, split_seed)}",
                 lambda: self._task.encode(self._raw(split, split_seed), preprocessor),
             )
             self._examples[key] = self._task.open(table, preprocessor)
         return self._examples[key]
+
+    def _content_key(self, model: str, split_seed: int | None) -> str:
+        """Name all that a model's encoded splits depend on."""
+        preprocessor = _fingerprint(self._model(model).preprocessor)
+        parts = (self._data.fingerprint, split_seed, self._task.cache_key(), preprocessor)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def _raw(self, split: str, split_seed: int | None) -> pa.Table:
         if split == "test":

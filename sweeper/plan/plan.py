@@ -80,7 +80,9 @@ def make_plan(
     seeds = tuple(confirmation_seed(spec.seed, index) for index in range(num_seeds))
     task = spec.task.model_dump(mode="json", exclude={"data"})
     search = spec.search.model_dump(mode="json", exclude={"max_concurrent_trials", "space"})
-    training = spec.training.model_dump(mode="json", include={"num_workers", "precision", "micro_batch_size"})
+    training = spec.training.model_dump(
+        mode="json", include={"num_workers", "precision", "micro_batch_size", "activation_cache"}
+    )
     content = {
         "seed": spec.seed,
         "objective": {"metric": objective.metric, "goal": objective.goal},

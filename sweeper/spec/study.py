@@ -183,13 +183,20 @@ class TrainingSpec(_Section):
         "auto", description="for instance {CPU: 1} or {CPU: 4, GPU: 0.5}; auto: a GPU where there is one, else a core"
     )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    activation_cache: bool | Literal["auto"] = "auto"
+    activation_cache: bool | Literal["auto"] = Field(
+        "auto", description="keep the states of frozen blocks instead of computing them in every step; auto: on CPUs"
+    )
+    activation_cache_gigabytes: float = Field(10, gt=0, description="most disk that these states may take")
     micro_batch_size: int | None = Field(
         None, ge=1, description="most examples a worker holds at once; gradients accumulate up to batch_size"
     )
     max_trial_retries: int = Field(2, ge=0, description="lane deaths that a trial survives")
     epoch_timeout_seconds: float = Field(3600, gt=0, description="a lane silent for longer is restarted")
     snapshot_seconds: float = Field(60, ge=0, description="a trial's state is saved at most this often, at epoch ends")
+
+    def caches_activations(self, device: str) -> bool:
+        """Whether the states of frozen blocks are kept on a device."""
+        return device == "cpu" if self.activation_cache == "auto" else self.activation_cache
 
 
 class ConfirmSpec(_Section):

@@ -94,6 +94,11 @@ class ResultPaths:
         return self.scratch / "encoded"
 
     @property
+    def activations(self) -> Path:
+        """States of frozen blocks, memory-mapped by the lanes."""
+        return self.scratch / "activations"
+
+    @property
     def snapshots_root(self) -> Path:
         """Snapshots of all unfinished trials."""
         return self.scratch / "snapshots"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sweeper.core.errors import InfeasibleError
 from sweeper.models.load import Pretrained
 from sweeper.tasks.base import Batch, Examples, Predictions, Task
 from sweeper.train import parallel
+from sweeper.train.activation_cache import Serving, uncached
 
 THRESHOLD_FILE = "decision.json"
 
@@ -51,9 +53,14 @@ class TrainOptions:
 
 
 def evaluate(
-    module: torch.nn.Module, task: Task, examples: Examples, options: TrainOptions
+    module: torch.nn.Module, task: Task, examples: Examples, options: TrainOptions, serve: Serving = uncached
 ) -> tuple[float, NDArray[np.float32]]:
     """Return the mean loss per example and the predictions (N, K) in row order.
+
+    Parameters
+    ----------
+    serve:
+        How batches get past frozen blocks.
 
     Raises
     ------
@@ -70,7 +77,7 @@ def evaluate(
     while mine and not exhausted:
         rows = mine.pop()
         try:
-            parts.append((rows, *_forward(module, task, examples.batch(rows), options)))
+            parts.append((rows, *_forward(module, task, examples.batch(rows), options, serve(rows))))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -86,10 +93,15 @@ def evaluate(
 
 
 def _forward(
-    module: torch.nn.Module, task: Task, batch: Batch, options: TrainOptions
+    module: torch.nn.Module,
+    task: Task,
+    batch: Batch,
+    options: TrainOptions,
+    served: AbstractContextManager[None],
 ) -> tuple[NDArray[np.float32], float]:
     """Return predictions (B, K) and the summed loss of one batch."""
-    with torch.no_grad(), options.autocast():  # not inference mode: models may keep what they compute for training
+    # Not inference mode: models may keep what they compute for training.
+    with torch.no_grad(), options.autocast(), served:
         outputs = module(**{name: tensor.to(options.device) for name, tensor in batch.inputs.items()})
     loss = task.loss(outputs, batch.targets.to(options.device)).double().sum().item()
     return task.predict(outputs, batch.targets.to(options.device)).cpu().numpy(), loss

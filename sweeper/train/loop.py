@@ -24,6 +24,7 @@ from sweeper.core.trial import Measurement, TrialSpec
 from sweeper.models.load import Pretrained
 from sweeper.tasks.base import Batch, Examples, LossOptions, Task
 from sweeper.train import checkpoint, parallel
+from sweeper.train.activation_cache import ActivationStore, Serving, cached_prefix, uncached
 from sweeper.train.augment import Augmentation, Draws
 from sweeper.train.balance import class_weights
 from sweeper.train.batches import epoch_batches, steps_per_epoch
@@ -46,10 +47,17 @@ __all__ = ["TrainData", "TrainOptions", "TrainingRun", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
-    """The two splits that training sees."""
+    """The two splits that training sees.
+
+    Parameters
+    ----------
+    key:
+        Names their encoded content and nothing else; what is derived from them is stored under it.
+    """
 
     train: Examples
     validation: Examples
+    key: str = ""
 
 
 def train(
@@ -59,6 +67,7 @@ def train(
     data: TrainData,
     options: TrainOptions,
     resume: Path | None = None,
+    activations: ActivationStore | None = None,
 ) -> TrainingRun:
     """Set a trial up and return it as an iterator of measurements, one per epoch.
 
@@ -68,6 +77,8 @@ def train(
         What to train; its ``max_epochs`` span the learning-rate schedule.
     resume:
         A folder written by `TrainingRun.save_snapshot`: goes on after its last epoch.
+    activations:
+        Where states of frozen blocks are kept; None: frozen blocks are run in every step.
 
     Raises
     ------
@@ -76,7 +87,7 @@ def train(
     MismatchError
         When what would run is not what was asked.
     """
-    return TrainingRun(trial, task, model, data, options, resume)
+    return TrainingRun(trial, task, model, data, options, resume, activations)
 
 
 class TrainingRun(Iterator[Measurement]):
@@ -95,6 +106,7 @@ class TrainingRun(Iterator[Measurement]):
         data: TrainData,
         options: TrainOptions,
         resume: Path | None,
+        activations: ActivationStore | None,
     ) -> None:
         self._trial, self._task, self._model, self._data, self._options = trial, task, model, data, options
         self._settings = Settings.from_params(trial.params)
@@ -102,6 +114,9 @@ class TrainingRun(Iterator[Measurement]):
         self._balance = self._settings.balance or options.balance
         self._augmentation = Augmentation.of(self._settings)
         self._device = torch.device(options.device)
+        self._activations = activations
+        self._serve_train: Serving = uncached
+        self._serve_validation: Serving = uncached
         self._measurements: list[Measurement] = []
         self._best: checkpoint.State = {}
         self._threshold: float | None = None
@@ -137,6 +152,7 @@ class TrainingRun(Iterator[Measurement]):
             "focal_gamma": self._settings.focal_gamma,
             "label_smoothing": self._settings.label_smoothing,
             "patience": self._settings.patience,
+            "activation_cache": activations is not None and self._augmentation.is_off,
             "augmentation": {name: value for name, value in vars(self._augmentation).items() if value},
             "stages": [{"from_epoch": stage.from_epoch, **self._set_up(stage)[1]} for stage in self._stages],
         }
@@ -175,7 +191,9 @@ class TrainingRun(Iterator[Measurement]):
             torch.manual_seed(seed)
             train_loss = self._train_epoch()
         parallel.share_buffers(self._module)
-        validation_loss, predictions = evaluate(self._module, self._task, self._data.validation, self._options)
+        validation_loss, predictions = evaluate(
+            self._module, self._task, self._data.validation, self._options, self._serve_validation
+        )
         if not np.isfinite(train_loss) or not np.isfinite(validation_loss) or not np.isfinite(predictions).all():
             raise DivergedError(f"the loss is not finite in epoch {self.epoch + 1}")
         parallel.check_equal(self._module)
@@ -228,6 +246,7 @@ class TrainingRun(Iterator[Measurement]):
         """Free the weights and the optimizer; the run is over."""
         self._module = self._wrapped = self._optimizer = None
         self._frozen, self._best = [], {}
+        self._serve_train = self._serve_validation = uncached
 
     @property
     def _asked(self) -> dict[str, Any]:
@@ -256,7 +275,33 @@ class TrainingRun(Iterator[Measurement]):
             carry_state(self._optimizer, optimizer)
         self._stage, self._optimizer = stage, optimizer
         self._frozen = _frozen_modules(self._module, self._model.layout, stage)
+        self._serve_train, self._serve_validation = self._serve("train"), self._serve("validation")
         self._wrapped = parallel.wrap(self._module, self._device)
+
+    def _is_pristine_below(self, boundary: int) -> bool:
+        """Whether every weight below a boundary is the checkpoint's: none drawn anew, none trained before."""
+        layout = self._model.layout
+        below = [name for names in layout.groups[:boundary] for name in names]
+        drawn = tuple(f"{name}." for name in self._model.fresh)
+        kept = layout.num_blocks - self._settings.num_reinitialised_blocks
+        return boundary - 1 <= kept and not any(name.startswith(drawn) for name in below if drawn)
+
+    def _serve(self, split: str) -> Serving:
+        """Return how a split's batches get past the frozen blocks of this stage: from stored states, if possible."""
+        boundary = self._stage.lowest
+        if self._activations is None or not self._augmentation.is_off or not self._is_pristine_below(boundary):
+            return uncached
+        return cached_prefix(
+            self._activations,
+            self._module,
+            self._model.layout,
+            boundary,
+            self._data.train if split == "train" else self._data.validation,
+            f"{self._model.info.fingerprint} {self._data.key} {split}",
+            device=self._device,
+            precision=self._options.precision,
+            autocast=self._options.autocast,
+        )
 
     def _restore(self, snapshot: checkpoint.Snapshot) -> None:
         """Go on where a snapshot stands."""
@@ -375,10 +420,10 @@ class TrainingRun(Iterator[Measurement]):
         """Return the summed loss of a batch's examples at positions ``at``, a tensor of one element."""
         batch = self._augmented(rows, at, draws)
         if draws is None or not self._augmentation.mixes:
-            return self._losses(self._forward(batch), batch.targets).sum()
+            return self._losses(self._forward(batch, rows[at]), batch.targets).sum()
         partners = self._augmented(rows, draws.partners[at], draws)
         mixed, share = self._augmentation.mix(batch, partners, draws)
-        outputs = self._forward(mixed)
+        outputs = self._forward(mixed, rows[at])
         losses = share * self._losses(outputs, batch.targets) + (1 - share) * self._losses(outputs, partners.targets)
         return losses.sum()
 
@@ -386,8 +431,8 @@ class TrainingRun(Iterator[Measurement]):
         batch = self._data.train.batch(rows[at])
         return batch if draws is None else self._augmentation.apply(batch, draws, at)
 
-    def _forward(self, batch: Batch) -> Any:
-        with self._options.autocast():
+    def _forward(self, batch: Batch, rows: NDArray[np.int64]) -> Any:
+        with self._options.autocast(), self._serve_train(rows):
             return self._wrapped(**{name: tensor.to(self._device) for name, tensor in batch.inputs.items()})
 
     def _losses(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:

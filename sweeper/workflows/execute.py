@@ -69,6 +69,7 @@ def execute(study: Study, interrupted: Callable[[], bool]) -> None:
             if text not in state.notes:
                 book.write("note", text=text)
         shutil.rmtree(paths.snapshots_root, ignore_errors=True)
+        shutil.rmtree(paths.activations, ignore_errors=True)
         shutil.rmtree(paths.scratch / "ray", ignore_errors=True)
 
 

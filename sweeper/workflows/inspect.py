@@ -133,7 +133,13 @@ def _probe(study: Study) -> dict[str, Probe]:
             seed=study.spec.seed,
             max_epochs=max(PROBE_EPOCHS, study.spec.search.max_epochs),
         )
-        run = train(trial, study.task, pretrained, TrainData(**splits), TrainOptions())
+        run = train(
+            trial,
+            study.task,
+            pretrained,
+            TrainData(train=splits["train"], validation=splits["validation"]),
+            TrainOptions(),
+        )
         times = [next(run).elapsed_seconds for _ in range(PROBE_EPOCHS)]
         probes[model.name] = Probe(tuple(later - earlier for earlier, later in zip([0.0, *times], times, strict=False)))
     return probes

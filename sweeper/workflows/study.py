@@ -81,7 +81,6 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
         With all problems of models and spaces at once, or of the data.
     """
     wanted = needs(spec.task)
-    _warn_of_ignored(spec)
     problems = _unsupported(spec)
     infos: dict[str, ModelInfo] = {}
     spaces: dict[str, SearchSpace] = {}
@@ -134,12 +133,6 @@ def _unsupported(spec: StudySpec) -> list[Problem]:
         rule = "splits by time cannot be drawn anew"
         problems.append(Problem("confirm.vary", rule, "split", "remove it, or task.data.time"))
     return problems
-
-
-def _warn_of_ignored(spec: StudySpec) -> None:
-    """Say which settings of the contract this version does not act on yet."""
-    if spec.training.activation_cache is True:
-        logger.warning("training.activation_cache is ignored by this version: frozen blocks are run in every step")
 
 
 def _space(spec: StudySpec, model: ModelSpec, model_type: str, wanted: Mapping[str, Any]) -> SearchSpace:
