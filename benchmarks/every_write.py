@@ -6,12 +6,15 @@ No training: recorded-like curves in the place of lanes (`sweeper.workflows.simu
 ledger, confirmation, test opening and tables are the real ones. A forked process runs the study and dies (``_exit``,
 no cleaning up) in the middle of, or right after, the k-th operation on a file; the next one resumes. All tables must
 equal, row by row, those of a study that nothing disturbed. All of it twice: interrupted trials start again from their
-seed, or go on from a snapshot that may be ahead of the ledger. Exit code 1 when any differs.
+seed, or go on from a snapshot that may be ahead of the ledger. Then once more with storage that fails instead: the
+k-th operation and every tenth after it end with "no space left" or an I/O error, half a line written; the run must
+stop with its one clear error, and the resume on mended storage be identical. Exit code 1 when any differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -28,18 +31,20 @@ from chaos import TABLES, make_models, rows, write_study
 from machine import facts
 
 import sweeper
+from sweeper.core.errors import RunFailedError
 from sweeper.core.trial import Measurement, TrialSpec
 from sweeper.store.ledger import Ledger
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
 from sweeper.store.tables import write_tables
 from sweeper.workflows.book import Book
-from sweeper.workflows.execute import carry_out
+from sweeper.workflows.execute import carry_out, storage_failures
 from sweeper.workflows.manifest import open_manifest
 from sweeper.workflows.simulate import SimulatedLanes
 from sweeper.workflows.study import Study, provisional, settle
 
-DIED = 9
+DIED, STOPPED = 9, 7
+EVERY_TENTH = 10
 
 
 def curve(trial: TrialSpec) -> Iterator[Measurement]:
@@ -62,7 +67,7 @@ def session(study: Study, *, with_snapshots: bool) -> None:
     snapshots = study.paths.root / "simulated" if with_snapshots else None
     if snapshots is not None:
         snapshots.mkdir(exist_ok=True)
-    with Ledger.open(study.paths) as ledger:
+    with storage_failures(study.paths.root), Ledger.open(study.paths) as ledger:
         state = StudyState.replay(ledger.events())
         open_manifest(study)
         book = Book(ledger, state, study.objective, num_workers=1)
@@ -73,16 +78,27 @@ def session(study: Study, *, with_snapshots: bool) -> None:
 
 
 class Death:
-    """Counts operations on files and ends the process at the one that is asked for."""
+    """Counts operations on files and, at the one that is asked for, ends the process or lets the storage fail.
 
-    def __init__(self, at: int | None, kinds: list[str]) -> None:
+    Failing storage fails again at every tenth operation from there on.
+    """
+
+    def __init__(self, at: int | None, kinds: list[str], *, storage: bool) -> None:
         self.at = at
         self.kinds = kinds
+        self.storage = storage
 
     def before(self, kind: str) -> bool:
-        """Count one operation; True when it is the last of this process."""
+        """Count one operation; whether it is the one."""
         self.kinds.append(kind)
-        return self.at is not None and len(self.kinds) - 1 == self.at
+        since = len(self.kinds) - 1 - (self.at if self.at is not None else len(self.kinds))
+        return since == 0 or (self.storage and since > 0 and since % EVERY_TENTH == 0)
+
+    def strike(self, code: int) -> None:
+        """End the process, or fail with an error of the storage."""
+        if not self.storage:
+            os._exit(DIED)
+        raise OSError(code, os.strerror(code))
 
     def install(self) -> None:
         """Stand between this process and its files."""
@@ -90,12 +106,12 @@ class Death:
 
         def dying_fsync(descriptor: int) -> None:
             if death.before("fsync"):
-                os._exit(DIED)
+                death.strike(errno.EIO)
             fsync(descriptor)
 
         def dying_replace(*arguments: Any, **more: Any) -> None:
             if death.before("rename"):
-                os._exit(DIED)
+                death.strike(errno.ENOSPC)
             replace(*arguments, **more)
 
         class File:
@@ -106,11 +122,11 @@ class Death:
                 if death.before("torn write"):
                     self._file.write(data[: len(data) // 2])
                     self._file.flush()
-                    os._exit(DIED)
+                    death.strike(errno.ENOSPC)
                 self._file.write(data)
                 if death.before("write"):
                     self._file.flush()
-                    os._exit(DIED)
+                    death.strike(errno.EIO)
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(self._file, name)
@@ -122,17 +138,21 @@ class Death:
         os.fsync, os.replace, Path.open = dying_fsync, dying_replace, open_dying  # type: ignore[assignment,method-assign]
 
 
-def in_a_process(study: Study, at: int | None, *, with_snapshots: bool) -> tuple[int, list[str]]:
-    """Run a session in a fork that dies at operation ``at``; return its exit code and what it did."""
+def in_a_process(
+    study: Study, at: int | None, *, with_snapshots: bool, storage: bool = False
+) -> tuple[int, dict[str, int]]:
+    """Run a session in a fork that dies, or whose storage fails, at operation ``at``; return its exit code and count."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         code, kinds = 1, []
         try:
             os.close(reader)
-            Death(at, kinds).install()
+            Death(at, kinds, storage=storage).install()
             session(study, with_snapshots=with_snapshots)
             code = 0
+        except RunFailedError:
+            code = STOPPED
         except BaseException as error:
             sys.stderr.write(f"session: {type(error).__name__}: {error}\n")
         finally:
@@ -171,8 +191,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         operations: Counter[str] = Counter()
         different: list[str] = []
         kills = 0
-        for with_snapshots in (False, True):
-            arm = home / ("snapshots" if with_snapshots else "seeds")
+        for name, with_snapshots, storage in (
+            ("seeds", False, False),
+            ("snapshots", True, False),
+            ("storage", True, True),
+        ):
+            arm = home / name
             undisturbed = at(study, arm / "reference")
             code, counted = in_a_process(undisturbed, None, with_snapshots=with_snapshots)
             assert code == 0, "the undisturbed study failed"
@@ -181,11 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for k in range(0, counted["all"], options.every):
                 kills += 1
                 disturbed = at(study, arm / f"killed-{k}")
-                died, _ = in_a_process(disturbed, k, with_snapshots=with_snapshots)
+                died, _ = in_a_process(disturbed, k, with_snapshots=with_snapshots, storage=storage)
                 resumed, _ = in_a_process(disturbed, None, with_snapshots=with_snapshots)
                 found = {table: rows(disturbed.paths.root, table) for table in TABLES} if resumed == 0 else {}
                 openings = StudyState.replay(Ledger.read(ResultPaths(disturbed.paths.root))).test_openings
-                if died != DIED or resumed != 0 or found != expected or len(openings) != 1:
+                if died != (STOPPED if storage else DIED) or resumed != 0 or found != expected or len(openings) != 1:
                     different.append(f"{arm.name} {k}: exit codes {died}, {resumed}; openings {len(openings)}")
     del operations["all"]
     report = {

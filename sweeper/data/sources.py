@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,25 +126,36 @@ def read_file(path: Path, place: str) -> pa.Table:
     suffix = path.suffix.lower()
     if path.stat().st_size == 0:
         raise InputError(Problem(place, "must not be empty", "0 bytes", "give a file with rows"))
+    if suffix not in _READERS:
+        rule = "must be csv, tsv, json, jsonl, parquet or an image folder"
+        raise InputError(Problem(place, rule, suffix, "convert the file"))
     try:
-        if suffix in (".csv", ".tsv"):
-            options = pa.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
-            return pa.csv.read_csv(path, parse_options=options)
-        if suffix in (".jsonl", ".ndjson"):
-            return pa.json.read_json(path)
-        if suffix == ".json":
-            import json
-
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            return pa.Table.from_pylist(rows)
-        if suffix == ".parquet":
-            return pq.read_table(path)
-    except (pa.ArrowException, ValueError, TypeError, OSError) as error:
+        table = _READERS[suffix](path)
+        table.validate(full=True)  # readers trust files: text that is no UTF-8 would fail much later
+        assert all(isinstance(name, str) for name in table.column_names)  # decodes them
+    except (pa.ArrowException, ValueError, TypeError, OSError, RecursionError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(Problem(place, f"must be a readable {suffix} file", reason, "mend the file")) from None
-    raise InputError(
-        Problem(place, "must be csv, tsv, json, jsonl, parquet or an image folder", suffix, "convert the file")
-    )
+    return table
+
+
+def _read_csv(path: Path) -> pa.Table:
+    options = pa.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
+    return pa.csv.read_csv(path, parse_options=options)
+
+
+def _read_json(path: Path) -> pa.Table:
+    return pa.Table.from_pylist(json.loads(path.read_text(encoding="utf-8")))
+
+
+_READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": pa.json.read_json,
+    ".ndjson": pa.json.read_json,
+    ".parquet": pq.read_table,
+}
 
 
 def _read_hub(source: str, split: str, revision: str | None, place: str) -> pa.Table:

@@ -249,7 +249,7 @@ def _read_config(model: ModelSpec, folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
         raise _problem(model, "the folder must hold config.json", "none", "save the model there first") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _problem(model, "config.json must be JSON", str(error), "restore it") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise _problem(model, "config.json must name a model_type", "none", "save it with save_pretrained")

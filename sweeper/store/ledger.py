@@ -199,10 +199,14 @@ def _event(path: Path, number: int, line: bytes) -> Event:
     body, separator, crc = line.rpartition(b',"crc":"')
     if not separator or crc != f'{zlib.crc32(body + b"}"):08x}"}}'.encode():
         raise _damaged(path, number, "its checksum does not fit")
-    fields = json.loads(body + b"}")
-    if fields.pop("n") != number:
+    try:
+        fields = _decode(json.loads(body + b"}"))
+        found, event = fields.pop("n"), Event(number, float(fields.pop("t")), str(fields.pop("kind")), fields)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _damaged(path, number, "it is no event") from None
+    if found != number:
         raise _damaged(path, number, "its number is out of order")
-    return Event(number, fields.pop("t"), fields.pop("kind"), _decode(fields))
+    return event
 
 
 def _damaged(path: Path, number: int, why: str) -> InputError:

@@ -75,7 +75,7 @@ class StudyState:
         Raises
         ------
         InputError
-            When the kind is unknown: the ledger was written by a newer version.
+            When the kind is unknown, as in the ledger of a newer version, or the event cannot follow those before.
         """
         handler = getattr(self, f"_on_{event.kind}", None)
         if handler is None:
@@ -84,7 +84,12 @@ class StudyState:
         if self._last_time is not None and event.kind != "study_opened":
             self.spent_seconds += max(0.0, event.t - self._last_time)  # a clock set back counts as no time
         self._last_time = event.t
-        handler(event)
+        try:
+            handler(event)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            place, rule = f"ledger event {event.n} {event.kind}", "must fit the events before it"
+            remedy = "restore the ledger from a backup"
+            raise InputError(Problem(place, rule, f"{type(error).__name__}: {error}", remedy)) from error
 
     # -- one method a kind of event ------------------------------------------------------------------------
 

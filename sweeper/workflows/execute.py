@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sweeper.core.errors import RunFailedError, StopRequested
@@ -30,6 +34,25 @@ from sweeper.workflows.tracking import Tracking
 
 logger = logging.getLogger("sweeper")
 
+_OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENXIO}
+
+
+@contextmanager
+def storage_failures(root: Path) -> Iterator[None]:
+    """Turn what a full, broken or read-only disk raises into a `RunFailedError` of one line.
+
+    What the ledger took before stays; nothing half written counts.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_STORAGE:
+            raise
+        place = error.filename or root
+        raise RunFailedError(
+            f"{place}: {os.strerror(error.errno)}; what is done is kept: mend the storage, then resume {root}"
+        ) from error
+
 
 def execute(study: Study, interrupted: Callable[[], bool]) -> None:
     """Run what is left of ``study``; a finished one is only reported again.
@@ -37,12 +60,13 @@ def execute(study: Study, interrupted: Callable[[], bool]) -> None:
     Raises
     ------
     RunFailedError
-        When nothing could be confirmed, or lanes died again and again.
+        When nothing could be confirmed, lanes died again and again, or the storage failed.
     StopRequested
         When ``interrupted`` said so.
     """
     paths = study.paths
     with (
+        storage_failures(paths.root),
         Ledger.open(paths) as ledger,
         Progress(study.plan) as progress,
         Tracking(paths, study.spec.tracking, progress.say) as tracking,
