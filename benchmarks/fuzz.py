@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import random
 import resource
 import sys
@@ -21,6 +22,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,9 @@ from PIL import Image
 
 from sweeper.core.errors import InputError
 from sweeper.core.head import HeadSpec
+from sweeper.core.objective import Objective
+from sweeper.core.space import Params
+from sweeper.core.trial import Measurement, TrialSpec, TrialState
 from sweeper.data.prepare import prepare
 from sweeper.models.load import inspect, load
 from sweeper.spec.load import load_study
@@ -44,12 +49,14 @@ from sweeper.spec.study import DataSpec, ModelSpec, TaskSpec
 from sweeper.store.ledger import Ledger
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
+from sweeper.workflows.book import Book
 
 EXTRA_BYTES = 4 * 10**9
 NASTY = [
-    b"\0", b"\xff\xfe", b"&a [*a, *a]", b"!!python/object:os.system ls", b"{" * 2000, b"[" * 2000, b"1e999", b"-0", b"NaN",
-    b"null", b"true", b"9" * 400, b"../../etc/passwd", b"\xef\xbb\xbf", b"\t", b": ", b"\n", b"- ", b'"', b"''", b"\xf0\x9f",
-    b"~", b"0x7fffffffffffffff", b"2026-01-01", b"<<: *x", b"%YAML 9.9", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80",
+    b"\0", b"\xff\xfe", b"&a [*a, *a]", b"!!python/object:os.system ls", b"{" * 2000, b"[" * 2000, b"1e999", b"-0",
+    b"NaN", b"null", b"true", b"9" * 400, b"../../etc/passwd", b"\xef\xbb\xbf", b"\t", b": ", b"\n", b"- ", b'"', b"''",
+    b"\xf0\x9f", b"~", b"0x7fffffffffffffff", b"2026-01-01", b"<<: *x", b"%YAML 9.9",
+    b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80",
 ]  # fmt: skip
 HEAD = HeadSpec(
     auto_class="AutoModelForSequenceClassification", labels=("a", "b"), problem_type="single_label_classification"
@@ -64,6 +71,13 @@ class Reader:
     file: str
     contents: list[bytes]
     beside: dict[str, bytes]
+    seal: Callable[[bytes], bytes] = bytes
+
+
+def resealed(content: bytes) -> bytes:
+    """Give every line of a damaged ledger a checksum that fits, as whoever forges one would."""
+    bodies = (line.rpartition(b',"crc":"')[0] or line for line in content.split(b"\n") if line)
+    return b"".join(b'%s,"crc":"%08x"}\n' % (body, zlib.crc32(body + b"}")) for body in bodies)
 
 
 def mutated(content: bytes, others: list[bytes], draw: random.Random) -> bytes:
@@ -101,14 +115,14 @@ def text_readers(folder: Path) -> dict[str, Reader]:
     with Ledger.open(paths) as ledger:
         ledger.append("study_opened", plan_hash="x" * 64, reason="run")
         ledger.append("note", text="a note")
+        params: Params = {"learning_rate": 0.1}
+        trial = TrialSpec(trial_id="m-t0000", number=0, model="m", params=params, seed=0, max_epochs=3)
+        book = Book(ledger, StudyState.replay(ledger.events()), Objective("a", "maximize"), num_workers=1)
+        book.asked(trial, {})
         for epoch in range(1, 4):
-            measured = {
-                "train_loss": 1.0,
-                "validation_loss": float("nan"),
-                "metrics": {"a": 0.5},
-                "elapsed_seconds": 1.0,
-            }
-            ledger.append("measurement", trial_id="m-t0000", attempt=0, epoch=epoch, **measured)
+            measured = {"train_loss": 1.0, "validation_loss": math.nan, "elapsed_seconds": 1.0 * epoch}
+            book.measured(trial.trial_id, 0, Measurement(epoch=epoch, metrics={"a": 0.5}, **measured))
+        book.ended(trial.trial_id, TrialState.COMPLETE, "", "")
     name = paths.ledger.name
 
     def read_ledger(path: Path) -> None:
@@ -118,6 +132,7 @@ def text_readers(folder: Path) -> dict[str, Reader]:
         "study": Reader(load_study, "study.yaml", studies, {}),
         "space": Reader(load_space, "space.yaml", spaces, {}),
         "ledger": Reader(read_ledger, name, [paths.ledger.read_bytes()], {}),
+        "forged ledger": Reader(read_ledger, name, [paths.ledger.read_bytes()], {}, resealed),
     }
 
 
@@ -183,7 +198,7 @@ def fuzz(reader: Reader, seed: str, home: Path) -> str | None:
         path.write_bytes(content)
     path = home / reader.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(mutated(draw.choice(reader.contents), reader.contents, draw))
+    path.write_bytes(reader.seal(mutated(draw.choice(reader.contents), reader.contents, draw)))
     try:
         reader.read(path)
     except InputError as error:

@@ -22,7 +22,13 @@ def run(script, *arguments):
     return json.loads(out.read_text())
 
 
-def test_a_study_killed_at_any_write_ends_as_if_nothing_had_happened(tmp_path):
+def test_no_reader_crashes_on_damaged_files(tmp_path):
+    report = run("fuzz.py", "--inputs", "20", "--seed", "test", str(tmp_path / "out.json"))
+    assert report["crashes"] == {}, report["examples"]
+
+
+@pytest.mark.fault
+def test_a_study_killed_or_without_storage_at_any_write_ends_as_if_nothing_had_happened(tmp_path):
     report = run("every_write.py", "--trials", "1", "--every", "4", str(tmp_path / "out.json"))
     assert report["share_identical"] == 1
     assert report["kills"] > 40
