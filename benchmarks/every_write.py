@@ -141,7 +141,7 @@ class Death:
 def in_a_process(
     study: Study, at: int | None, *, with_snapshots: bool, storage: bool = False
 ) -> tuple[int, dict[str, int]]:
-    """Run a session in a fork that dies, or whose storage fails, at operation ``at``; return its exit code and count."""
+    """Run a session in a fork that dies, or whose storage fails, at operation ``at``; return exit code and count."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

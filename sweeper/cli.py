@@ -89,14 +89,20 @@ def plan(
 
 @app.command()
 def run(
-    study: StudyFile, overrides: Overrides = None, accept_change: AcceptChange = False, as_json: AsJson = False
+    study: StudyFile,
+    overrides: Overrides = None,
+    accept_change: AcceptChange = False,
+    more_seeds: Annotated[int, typer.Option(min=0, help="confirmation seeds to add to a finished study")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Search, confirm and report. Safe to call again: goes on where it was."""
     from sweeper.spec.load import load_study
     from sweeper.workflows.sweep import run as run_study
 
     spec = load_study(study, overrides or ())
-    _finish(lambda: run_study(spec, accept_change=accept_change), study, overrides or (), as_json)
+    _finish(
+        lambda: run_study(spec, accept_change=accept_change, more_seeds=more_seeds), study, overrides or (), as_json
+    )
 
 
 @app.command()

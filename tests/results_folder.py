@@ -25,7 +25,7 @@ SEEDS = list(range(1, 16, 2))
 def make_results(root, models=("good", "middling", "<img src=x onerror=alert(1)>"), confirmed=True):
     """Write a result folder of a study with known scores."""
     rng = np.random.default_rng(0)
-    state = StudyState(frozen=[] if confirmed else None)
+    state = StudyState(freezings=[[]] if confirmed else [])
 
     def measure(value):
         return Measurement(
@@ -70,7 +70,7 @@ def make_results(root, models=("good", "middling", "<img src=x onerror=alert(1)>
                 state.trials[spec.trial_id] = TrialRecord(
                     spec=spec, state=TrialState.COMPLETE, measurements=(measure(score),), value=score
                 )
-                state.frozen.append(spec.trial_id)
+                state.freezings[0].append(spec.trial_id)
                 state.tested[spec.trial_id] = TestResult({"accuracy": score}, 10, 0.1)
     paths = ResultPaths(root)
     content = {

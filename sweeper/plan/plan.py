@@ -94,7 +94,7 @@ def make_plan(
         ],
         "search": search,
         "training": training,
-        "confirm": {"seeds": list(seeds), "vary": list(spec.confirm.vary)},
+        "confirm": {"seeds": list(seeds), "vary": list(spec.confirm.vary), "delta": spec.confirm.delta},
     }
     return StudyPlan(
         name=spec.name,

@@ -73,7 +73,7 @@ def _verdicts(source: Source) -> dict[str, list[dict[str, Any]]]:
         return {}
     seeds = [seed for seed in source.manifest.seeds["confirmation"] if seed in common]
     paired = {model: [scores[seed] for seed in seeds] for model, scores in tuned.items()}
-    found = verdicts(paired, maximize=source.objective.goal == "maximize")
+    found = verdicts(paired, maximize=source.objective.goal == "maximize", delta=source.delta)
     return {model: [asdict(verdict) for verdict in items] for model, items in found.items()}
 
 

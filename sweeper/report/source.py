@@ -44,6 +44,12 @@ class Source:
         """Where the trials were imported from, and which column became what; None for a study that sweeper ran."""
         return self.manifest.imported or None
 
+    @property
+    def delta(self) -> float | None:
+        """Differences within it count as a tie, in units of the metric; None: the study names none."""
+        delta: float | None = self.manifest.content.get("confirm", {}).get("delta")
+        return delta
+
     def best(self, model: str) -> dict[str, Any] | None:
         """The best COMPLETE trial by validation; ties go to the lower number."""
         return min(self.complete(model), key=lambda t: (self.objective.loss(t["value"]), t["number"]), default=None)

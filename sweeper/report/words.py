@@ -25,9 +25,10 @@ def summary(source: Source, entries: list[dict[str, Any]]) -> str:
         if verdict["verdict"] == "beats":
             claims.append(f"it beats {verdict['other']} (p = {verdict['p_value']:.3g} after Holm)")
         elif verdict["verdict"] == "ties with":
-            claims.append(f"it ties with {verdict['other']}")
+            claims.append(f"it ties with {verdict['other']} within {source.delta:g}")
         else:
-            more = f", about {verdict['more_seeds']} more seeds would tell" if verdict["more_seeds"] else ""
+            count = verdict["more_seeds"]
+            more = f", about {count} more {'seed' if count == 1 else 'seeds'} would tell" if count else ""
             claims.append(f"against {verdict['other']} the difference is not established{more}")
     return text + ("; ".join(claims).capitalize() + "." if claims else "There is no other model to compare it with.")
 
@@ -47,7 +48,9 @@ def method(source: Source) -> list[str]:
             f"{stopping['reduction_factor']}, first rung after {stopping['grace_fraction']:.0%} of the epochs), "
             "rungs kept per model."
         )
-    openings = "; ".join(f"{opening['at']} for {opening['num_runs']} runs" for opening in manifest.test_openings)
+    openings = "; ".join(
+        f"{opening['at']} for {opening['num_runs']} runs ({opening['reason']})" for opening in manifest.test_openings
+    )
     searched = (
         f"Each of {len(source.models)} models was tuned separately with {search['num_trials']} trials of at most "
         f"{search['max_epochs']} epochs (sampler {search['sampler']}); trial 0 is its default configuration. {pruning}"
@@ -62,9 +65,14 @@ def method(source: Source) -> list[str]:
         f"fingerprint {manifest.data['fingerprint'][:12]}. The test split was opened {len(manifest.test_openings)} "
         f"time(s): {openings or 'never'}."
     )
+    added = ""
+    if len(manifest.test_openings) > 1:
+        added = "Seeds were added after a first look at the test scores, so false claims are likelier than 5%. "
+    if source.delta:
+        added += f"Two models tie where two one-sided tests say that they differ by less than {source.delta:g}. "
     scope = (
         "Intervals are Student's t over seeds (95%). Verdicts are exact sign-flip tests on paired seeds, "
-        f"Holm-adjusted over all pairs. Varied: {', '.join(content['confirm']['vary'])}. The claim covers these "
+        f"Holm-adjusted over all pairs. {added}Varied: {', '.join(content['confirm']['vary'])}. The claim covers these "
         "checkpoints, this data, these search spaces and this budget; it says nothing of other splits unless `split` "
         "was varied."
     )

@@ -206,6 +206,9 @@ class ConfirmSpec(_Section):
         "auto", description="auto: the fewest with which the paired test can reach 5% after Holm"
     )
     vary: list[Literal["seed", "split"]] = Field(default=["seed"], min_length=1)
+    delta: float | None = Field(
+        None, gt=0, description="differences within it, in units of the metric, count as a tie; None: no tie is claimed"
+    )
 
     @field_validator("num_seeds")
     @classmethod

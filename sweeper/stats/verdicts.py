@@ -43,7 +43,8 @@ class Verdict:
             return f"{self.other} beats {name}"
         if self.verdict == "ties with":
             return f"{name} and {self.other} tie within {delta:g}" if delta else f"{name} and {self.other} tie"
-        more = f"about {self.more_seeds} more seeds" if self.more_seeds else "no feasible number of seeds would tell"
+        seeds = "seed" if self.more_seeds == 1 else "seeds"
+        more = f"about {self.more_seeds} more {seeds}" if self.more_seeds else "no feasible number of seeds would tell"
         return f"{name} against {self.other} is undecided: {more}"
 
 

@@ -39,12 +39,12 @@ class StudyState:
         ``("asked" | "ended", trial_id)`` in order: what a searcher was asked and told.
     measured:
         ``(trial_id, measurement)`` in the order of the ledger: what early stopping saw.
-    frozen:
-        The confirmation runs, once their list is closed.
+    freezings:
+        The confirmation runs, each time their list was closed: once, and again for every addition of seeds.
     tested:
         Test results by confirmation run.
     test_openings:
-        One entry per opening of the test split.
+        One entry per opening of the test split: one a freezing, in order.
     spent_seconds:
         Wall-clock seconds of all sessions up to their last event.
     """
@@ -53,13 +53,18 @@ class StudyState:
     attributes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     log: list[tuple[str, str]] = field(default_factory=list)
     measured: list[tuple[str, Measurement]] = field(default_factory=list)
-    frozen: list[str] | None = None
+    freezings: list[list[str]] = field(default_factory=list)
     tested: dict[str, TestResult] = field(default_factory=dict)
     test_openings: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     accepted_changes: list[str] = field(default_factory=list)
     spent_seconds: float = 0.0
     _last_time: float | None = None
+
+    @property
+    def frozen(self) -> list[str] | None:
+        """All confirmation runs; None while search goes on."""
+        return [trial_id for batch in self.freezings for trial_id in batch] if self.freezings else None
 
     @classmethod
     def replay(cls, events: Iterable[Event]) -> Self:
@@ -149,7 +154,7 @@ class StudyState:
             self.log.append(("ended", record.spec.trial_id))
 
     def _on_confirmation_frozen(self, event: Event) -> None:
-        self.frozen = list(event.payload["trial_ids"])
+        self.freezings.append(list(event.payload["trial_ids"]))
 
     def _on_test_opened(self, event: Event) -> None:
         self.test_openings.append({"at": event.t, **event.payload})

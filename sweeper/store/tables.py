@@ -92,8 +92,17 @@ def write_tables(paths: ResultPaths, state: StudyState, objective: Objective) ->
     write_table(paths.confirmations, _confirmations(state, objective))
     parts = [paths.predictions_part(trial_id) for trial_id in state.frozen or () if trial_id in state.tested]
     tables = [pq.read_table(part) for part in parts if part.is_file()]
-    if tables or not paths.predictions.exists():  # parts live in scratch, which may have been deleted since
-        write_table(paths.predictions, pa.concat_tables(tables) if tables else make_table([], PREDICTIONS))
+    if paths.predictions.exists():  # parts live in scratch, which may have been deleted since
+        tables = [_without(pq.read_table(paths.predictions), tables), *tables]
+    write_table(paths.predictions, pa.concat_tables(tables) if tables else make_table([], PREDICTIONS))
+
+
+def _without(table: pa.Table, parts: Sequence[pa.Table]) -> pa.Table:
+    """Leave out the runs of which there are parts."""
+    keys = ["model", "config", "seed"]
+    again = {tuple(part.slice(0, 1).select(keys).to_pylist()[0].values()) for part in parts if len(part)}
+    runs = zip(*(table.column(key).to_pylist() for key in keys), strict=True)
+    return table.filter(pa.array([run not in again for run in runs], pa.bool_()))
 
 
 def read_tables(paths: ResultPaths) -> Tables:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from sweeper.core.seeds import confirmation_seed
 from sweeper.core.selection import best_measurement, best_trial
 from sweeper.core.trial import TrialKind, TrialRecord, TrialSpec, TrialState
 from sweeper.store.state import StudyState
@@ -16,6 +19,27 @@ def search_winner(study: Study, state: StudyState, model: str) -> TrialRecord | 
         (r for r in state.trials.values() if r.spec.model == model and r.spec.kind is TrialKind.SEARCH),
         study.objective,
     )
+
+
+def more_runs(study: Study, state: StudyState, num_seeds: int) -> list[TrialSpec]:
+    """List the confirmation runs of ``num_seeds`` further seeds: the same configurations, nothing chosen anew."""
+    first = [state.trials[trial_id].spec for trial_id in state.freezings[0]]
+    per_seed = [spec for spec in first if spec.seed == first[0].seed]
+    index = len({state.trials[trial_id].spec.seed for trial_id in state.frozen or ()})
+    runs = []
+    for at in range(index, index + num_seeds):
+        seed = confirmation_seed(study.plan.seed, at)
+        runs.extend(
+            replace(
+                spec,
+                trial_id=f"{spec.model}-{spec.config}-c{at:02d}",
+                number=2 * at + CONFIGS.index(spec.config),
+                seed=seed,
+                split_seed=None if spec.split_seed is None else seed,
+            )
+            for spec in per_seed
+        )
+    return runs
 
 
 def confirmation_runs(study: Study, state: StudyState) -> list[TrialSpec]:
@@ -56,11 +80,12 @@ def export_run(study: Study, state: StudyState, model: str) -> TrialRecord | Non
     """Return the tuned confirmation run whose weights ``best/`` gets: the median one on validation.
 
     The median, not the best: the exported checkpoint should be as good as the report says, not a lucky seed.
-    Never chosen by a test score.
+    Never chosen by a test score, and not chosen again when seeds are added.
     """
+    first = [state.trials[trial_id] for trial_id in state.freezings[0]] if state.freezings else []
     runs = [
         record
-        for record in state.trials.values()
+        for record in first
         if record.spec.model == model and record.spec.config == "tuned" and record.state is TrialState.COMPLETE
     ]
 

@@ -6,14 +6,14 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sweeper.core.errors import RunFailedError, StopRequested
-from sweeper.core.trial import TrialState
+from sweeper.core.trial import TrialSpec, TrialState
 from sweeper.engine.cluster import connection, lane_count, worker_resources
 from sweeper.engine.lanes import Lanes, LaneShape
 from sweeper.engine.tune import Conductor, run_assignments
@@ -25,7 +25,7 @@ from sweeper.store.tables import write_tables
 from sweeper.train.loop import TrainOptions
 from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
-from sweeper.workflows.confirm import confirmation_runs
+from sweeper.workflows.confirm import confirmation_runs, more_runs
 from sweeper.workflows.export import write_best
 from sweeper.workflows.manifest import open_manifest, record_openings
 from sweeper.workflows.progress import Progress
@@ -54,8 +54,13 @@ def storage_failures(root: Path) -> Iterator[None]:
         ) from error
 
 
-def execute(study: Study, interrupted: Callable[[], bool]) -> None:
-    """Run what is left of ``study``; a finished one is only reported again.
+def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) -> None:
+    """Run what is left of ``study``; a finished one is only reported again, or confirmed with more seeds.
+
+    Parameters
+    ----------
+    more_seeds:
+        Confirmation seeds to add to a finished study; of an unfinished one what is left is done and nothing added.
 
     Raises
     ------
@@ -79,6 +84,9 @@ def execute(study: Study, interrupted: Callable[[], bool]) -> None:
         progress.follow(book)
         try:
             finished = _is_finished(state)
+            if finished and more_seeds:
+                freeze(book, more_runs(study, state, more_seeds))
+                finished = False
             if not finished:
                 book.write("study_opened", plan_hash=study.plan.plan_hash, reason="run")
             tracking.start()
@@ -99,7 +107,7 @@ def execute(study: Study, interrupted: Callable[[], bool]) -> None:
 
 def _is_finished(state: StudyState) -> bool:
     """Whether every confirmation run has ended and every completed one was tested."""
-    if state.frozen is None:
+    if state.frozen is None or len(state.test_openings) < len(state.freezings):
         return False
     confirmed = [state.trials[trial_id] for trial_id in state.frozen]
     return all(
@@ -183,21 +191,27 @@ def _confirm(
         runs = confirmation_runs(study, book.state)
         if not runs:
             raise RunFailedError("no search trial completed, so there is nothing to confirm; see trials.parquet")
-        for run in runs:
+        freeze(book, runs)
+    for index, batch in enumerate(book.state.freezings):
+        say_phase("confirm")
+        trials = [book.state.trials[trial_id].spec for trial_id in batch]
+        serve(ConfirmConductor(book, trials, interrupted))
+        confirmed = [trial for trial in trials if book.state.trials[trial.trial_id].state is TrialState.COMPLETE]
+        if not confirmed:
+            raise RunFailedError("every confirmation run failed; see trials.parquet")
+        if len(book.state.test_openings) == index:
+            book.write("test_opened", reason="more seeds" if index else "confirmation", num_runs=len(confirmed))
+        record_openings(study, book.state)
+        say_phase("test")
+        serve(TestConductor(book, confirmed, interrupted))
+
+
+def freeze(book: Book, runs: Sequence[TrialSpec]) -> None:
+    """Close a list of confirmation runs: from here on none is added to it."""
+    for run in runs:
+        if run.trial_id not in book.state.trials:
             book.asked(run, {})
-        book.write("confirmation_frozen", trial_ids=[run.trial_id for run in runs])
-    assert book.state.frozen is not None
-    say_phase("confirm")
-    trials = [book.state.trials[trial_id].spec for trial_id in book.state.frozen]
-    serve(ConfirmConductor(book, trials, interrupted))
-    confirmed = [trial for trial in trials if book.state.trials[trial.trial_id].state is TrialState.COMPLETE]
-    if not confirmed:
-        raise RunFailedError("every confirmation run failed; see trials.parquet")
-    if not book.state.test_openings:
-        book.write("test_opened", reason="confirmation", num_runs=len(confirmed))
-    record_openings(study, book.state.test_openings)
-    say_phase("test")
-    serve(TestConductor(book, confirmed, interrupted))
+    book.write("confirmation_frozen", trial_ids=[run.trial_id for run in runs])
 
 
 def state_of(study_paths: Any) -> StudyState:

@@ -209,7 +209,7 @@ def _model_status(records: list[TrialRecord], objective: Objective) -> dict[str,
 def _phase(state: StudyState, *, has_report: bool) -> str:
     if state.frozen is None:
         return "search"
-    if not state.test_openings:
+    if len(state.test_openings) < len(state.freezings):
         return "confirmation"
     left = [
         trial_id

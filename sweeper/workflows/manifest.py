@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 from sweeper import __version__
 from sweeper.plan.plan import differences
 from sweeper.spec.load import dump_study
 from sweeper.store.manifest import Manifest, read_manifest, write_manifest
 from sweeper.store.paths import replace_file
+from sweeper.store.state import StudyState
 from sweeper.workflows.study import Study
 
 _PACKAGES = ("ray", "optuna", "torch", "transformers", "numpy", "scikit-learn")
@@ -50,12 +49,13 @@ def open_manifest(study: Study) -> None:
         write_manifest(paths, manifest)
 
 
-def record_openings(study: Study, openings: Sequence[dict[str, Any]]) -> None:
-    """Copy the ledger's openings of the test split into the manifest."""
+def record_openings(study: Study, state: StudyState) -> None:
+    """Copy the ledger's openings of the test split, and the seeds confirmed, into the manifest."""
     manifest = read_manifest(study.paths)
+    manifest.seeds["confirmation"] = list(dict.fromkeys(state.trials[run].spec.seed for run in state.frozen or ()))
     manifest.test_openings = [
         {**opening, "at": datetime.fromtimestamp(opening["at"], UTC).isoformat(timespec="seconds")}
-        for opening in openings
+        for opening in state.test_openings
     ]
     write_manifest(study.paths, manifest)
 

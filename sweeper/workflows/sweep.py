@@ -33,6 +33,7 @@ def run(
     datasets: Mapping[str, Any] | None = None,
     factories: Mapping[str, ModelFactory] | None = None,
     accept_change: bool = False,
+    more_seeds: int = 0,
 ) -> StudyResult:
     """Run a study to its report, or go on with one that was interrupted.
 
@@ -46,6 +47,10 @@ def run(
         By model name: builds a model and its preprocessor in the place of its checkpoint.
     accept_change:
         Go on although plan, data, weights or versions differ from those the study began with; recorded.
+
+    more_seeds:
+        Confirmation seeds to add to a finished study: the same configurations, trained and tested once more; the test
+        split is opened a second time, by name. An addition that was interrupted is finished first.
 
     Returns
     -------
@@ -78,7 +83,7 @@ def run(
             _refuse_changes(draft, accept_change=accept_change)
             study = settle(draft)
     with _signals() as interrupted:
-        execute(study, interrupted)
+        execute(study, interrupted, more_seeds)
     from sweeper.workflows.results import load_results
 
     return load_results(paths.root)
