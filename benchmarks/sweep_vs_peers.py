@@ -5,7 +5,8 @@
 Same models, data, epochs and seeds; all five unfreezing schedules; no pruning. The scripts that run stand in
 ``benchmarks/peers/``; each is a process of its own, one after the other, and gets the whole machine. Wall-clock runs
 from its start to its end, with imports, data preparation and Ray's start; CPU seconds are those of it and of
-everything that it started; memory is the largest sum of proportional set sizes, sampled twice a second. The
+everything that it started, as last seen twice a second (what a process used in its last half second is missing);
+memory is the largest sum of proportional set sizes, sampled every three seconds. The
 splits are prepared before, for sweeper also within. Scores are validation accuracies after the last epoch: of each
 schedule the paired mean difference to sweeper must lie within two standard errors.
 ``digits``: the quickstart's three vision models; ``docstrings``: its two encoders (run the examples' ``pretrain.py``
@@ -19,7 +20,6 @@ import ctypes
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,8 +39,9 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 SCHEDULES = ("full", "head_only", "last_blocks", "gradual", "head_then_full")
 ARMS = {"sweeper": "sweeper_lanes", "ray_pattern": "ray_pattern", "hf_optuna": "hf_optuna", "hf_ray": "hf_ray"}
-SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans of an arm become our children, and their CPU seconds ours
-SAMPLE_SECONDS = 0.5
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans of an arm become our children
+TICKS = os.sysconf("SC_CLK_TCK")
+SAMPLE_SECONDS, MEMORY_SECONDS = 0.5, 3.0
 
 WORK = {
     "digits": ("quickstart", {"resnet": 1e-2, "vit": 3e-3, "convnext": 3e-3}, ["task.data.max_train_examples=null"]),
@@ -92,40 +93,44 @@ def run_arm(arm: str, folder: Path, num_trials: int) -> dict[str, Any]:
     out.mkdir()
     paths = os.pathsep.join(str(path.resolve()) for path in (HERE.parent, HERE, HERE / "peers"))
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     with (folder / f"{arm}.log").open("w") as log:
         command = [sys.executable, str(HERE / "peers" / f"{ARMS[arm]}.py"), str(folder / "work.json"), str(out)]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=out)
-        peak = 0
+        peak, cpu, sampled_at = 0, {}, 0.0
         while process.poll() is None:
-            peak = max(peak, sum(_memory(pid) for pid in _descendants()))
+            living = _descendants()
+            cpu |= living
+            if time.monotonic() - sampled_at > MEMORY_SECONDS:
+                peak, sampled_at = max(peak, sum(_memory(pid) for pid, _ in living)), time.monotonic()
             time.sleep(SAMPLE_SECONDS)
     ended = time.perf_counter()
     _reap(deadline=time.monotonic() + 60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode or len(list(out.glob("[0-9]*.json"))) != num_trials:
         sys.exit(f"{arm} failed:\n" + (folder / f"{arm}.log").read_text()[-3000:])
     return {
         "wall_clock_seconds": ended - began,
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "cpu_seconds": sum(cpu.values()),
         "peak_memory_bytes": peak,
         "scores": [json.loads((out / f"{index}.json").read_text()) for index in range(num_trials)],
     }
 
 
-def _descendants() -> list[int]:
-    """Return the processes below this one."""
+def _descendants() -> dict[tuple[int, int], float]:
+    """Return the processes below this one: CPU seconds by process id and start time."""
     parents: dict[int, int] = {}
+    seconds: dict[tuple[int, int], float] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError, ValueError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                parents[int(entry.name)] = int(fields[1])
+                seconds[int(entry.name), int(fields[19])] = (int(fields[11]) + int(fields[12])) / TICKS
     found, new = set(), {os.getpid()}
     while new:
         new = {pid for pid, parent in parents.items() if parent in new} - found
         found |= new
-    return sorted(found)
+    return {key: value for key, value in seconds.items() if key[0] in found}
 
 
 def _memory(pid: int) -> int:
@@ -145,7 +150,7 @@ def _reap(deadline: float) -> None:
         if not _descendants():
             return
         time.sleep(0.1)
-    for pid in _descendants():
+    for pid, _ in _descendants():
         with suppress(ProcessLookupError):
             os.kill(pid, 9)
 

@@ -26,7 +26,7 @@ def more_runs(study: Study, state: StudyState, num_seeds: int) -> list[TrialSpec
     first = [state.trials[trial_id].spec for trial_id in state.freezings[0]]
     per_seed = [spec for spec in first if spec.seed == first[0].seed]
     index = len({state.trials[trial_id].spec.seed for trial_id in state.frozen or ()})
-    runs = []
+    runs: list[TrialSpec] = []
     for at in range(index, index + num_seeds):
         seed = confirmation_seed(study.plan.seed, at)
         runs.extend(
