@@ -75,9 +75,10 @@ class Work:
         model.schedule = Schedule(model, trial, self.max_epochs)
         return model
 
-    def trainer(self, model_name: str, folder: Path, **options: Any) -> HandFrozen:
-        """Return a Trainer for trials of a model; ``folder`` receives the scores by trial."""
+    def trainer(self, model_name: str, folder: Path, trial: dict[str, Any] | None = None, **options: Any) -> HandFrozen:
+        """Return a Trainer for a trial, or for any trials of a model; ``folder`` receives the scores by trial."""
         train, collate = self.split("train", model_name)
+        own = arguments_of(trial, len(train), self.max_epochs) if trial is not None else {}
         validation, _ = self.split("validation", model_name)
         arguments = hf.TrainingArguments(
             output_dir=str(folder / "trainer"),
@@ -91,6 +92,7 @@ class Work:
             use_cpu=True,
             lr_scheduler_type="linear",
             max_grad_norm=1.0,
+            **own,
         )
         return HandFrozen(
             args=arguments,

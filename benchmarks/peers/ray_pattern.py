@@ -23,7 +23,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 def train(config: dict[str, Any]) -> None:
     """Train one trial in a Ray Train worker."""
     import transformers as hf
-    from common import Work, arguments_of
+    from common import Work
     from ray.train.huggingface.transformers import prepare_trainer
 
     class Report(hf.TrainerCallback):
@@ -32,9 +32,7 @@ def train(config: dict[str, Any]) -> None:
 
     work = Work(config["work"])
     trial = work.trials[config["index"]]
-    trainer = work.trainer(trial["model"], Path(config["folder"]), model=work.model(trial))
-    for name, value in arguments_of(trial, len(trainer.train_dataset), work.max_epochs).items():
-        setattr(trainer.args, name, value)
+    trainer = work.trainer(trial["model"], Path(config["folder"]), trial, model=work.model(trial))
     trainer.add_callback(Report())
     prepare_trainer(trainer).train()
 
