@@ -38,6 +38,7 @@ def search(work: Work, name: str, folder: Path) -> None:
         n_trials=len(by_index),
         direction="maximize",
         backend="optuna",
+        pruner=optuna.pruners.NopPruner(),
         sampler=optuna.samplers.GridSampler({"index": list(by_index)}, seed=0),
     )
 
