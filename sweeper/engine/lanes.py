@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import ray
 
@@ -26,10 +26,14 @@ from sweeper.engine import environment
 from sweeper.engine.exchange import find_exchange, start_exchange
 from sweeper.engine.messages import Command, Failed, Reply
 
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
 logger = logging.getLogger("sweeper")
 
 RESTARTS_IN_A_ROW = 5  # deaths of a lane without a single answer in between after which the pool gives up
 START_PAUSE_SECONDS = 1.0
+_SPARED = {"PlacementGroupCleanerCallback", "DatasetsCallback"}  # each an actor of 115 MB that a lane has no use for
 
 
 class LaneWorker(Protocol):
@@ -93,6 +97,22 @@ def _failed(error: Exception, state: TrialState, trace: str, *, lane_is_sound: b
     text = " ".join(str(error).split())[:500]
     kind = type(error).__name__
     return Failed(state=state, reason=f"{kind}: {text}" if text else kind, trace=trace, lane_is_sound=lane_is_sound)
+
+
+def _lane_trainer() -> type[TorchTrainer]:
+    """Return a TorchTrainer without the helpers that a lane has no use for: Ray Data's manager, and the cleaner.
+
+    The cleaner of placement groups is detached and outlives a killed controller, for ever on a shared cluster; the
+    driver removes the groups itself. Where Ray no longer asks for this method, the helpers are started as ever.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class LaneTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            return [callback for callback in made if type(callback).__name__ not in _SPARED]
+
+    return LaneTrainer
 
 
 class Lanes:
@@ -190,10 +210,9 @@ class Lanes:
     def _run_once(self, lane: str) -> str:
         """Run a lane to its end and say why it ended."""
         from ray.train import RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
         from ray.train.v2.api.config import FailureConfig  # ray.train's own name is typed as V1's
 
-        trainer = TorchTrainer(
+        trainer = _lane_trainer()(
             _serve,
             train_loop_config={
                 "lane": lane,
