@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeper.engine.messages import Command, Dead, Failed, Reply
 
@@ -166,9 +167,11 @@ class Exchange:
 
 def start_exchange(name: str) -> Any:
     """Start the exchange under ``name`` and return its handle."""
+    # On the driver's node: the loss of any other must not take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(Exchange)
     options = {"num_cpus": 0, "max_concurrency": 10_000, "name": name, "namespace": NAMESPACE}
-    return actor.options(**options).remote()
+    return actor.options(scheduling_strategy=here, **options).remote()
 
 
 def find_exchange(name: str) -> Any:
