@@ -38,6 +38,7 @@ class Decision(StrEnum):
 
     CONTINUE = "continue"
     STOP = "stop"
+    PAUSE = "pause"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +99,14 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A stretch of one trial on one lane: retry, resume and promotion are new segments of the same trial."""
+    """A stretch of one trial on one lane: retry, resume and promotion are new segments of the same trial.
+
+    ``snapshot_at`` are epochs after which its state is saved in any case: it may be paused there.
+    """
 
     trial: TrialSpec
     attempt: int = 0
-    from_epoch: int = 0
+    snapshot_at: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,6 +100,7 @@ class Assignment:
     trial: TrialSpec
     attempt: int = 0
     is_test: bool = False
+    snapshot_at: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,7 @@ class LaneTrainable(tune.Trainable):
             if self._lane is None:
                 self._lane = ray.get(self._exchange.acquire.remote())
                 if not self._assignment.is_test:
-                    reply = self._call(Start(Segment(trial=self._assignment.trial, attempt=self._attempt)))
+                    reply = self._call(Start(self._segment()))
                     if isinstance(reply, Started):
                         started = reply
                     elif isinstance(reply, Failed):
@@ -120,6 +120,10 @@ class LaneTrainable(tune.Trainable):
     def cleanup(self) -> None:
         """Save what an interrupted trial has and give the lane back."""
         self._leave(snapshot=True)
+
+    def _segment(self) -> Segment:
+        given = self._assignment
+        return Segment(trial=given.trial, attempt=self._attempt, snapshot_at=given.snapshot_at)
 
     def _call(self, command: Start | NextEpoch | Test | Leave) -> Any:
         seconds = START_SECONDS if isinstance(command, Start) else self._config["epoch_timeout_seconds"]

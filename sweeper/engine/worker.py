@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from sweeper.core.errors import TrialError
-from sweeper.core.trial import Measurement, TrialKind, TrialSpec
+from sweeper.core.trial import Measurement, Segment, TrialKind, TrialSpec
 from sweeper.data.encoded import encoded
 from sweeper.data.prepare import PreparedData, load_prepared
 from sweeper.engine.messages import Command, Leave, Left, Measured, NextEpoch, Reply, Start, Started, Test, Tested
@@ -68,7 +68,7 @@ class TrainingWorker:
         self._models: dict[str, Pretrained] = {}
         self._examples: dict[tuple[str, str, int | None], Examples] = {}
         self._trial: TrialSpec | None = None
-        self._attempt = 0
+        self._segment: Segment | None = None
         self._run: TrainingRun | None = None
         self._saved_at = time.monotonic()
 
@@ -76,7 +76,7 @@ class TrainingWorker:
         """Carry out one command; see `LaneWorker`."""
         match command:
             case Start(segment):
-                return self._start(segment.trial, segment.attempt)
+                return self._start(segment)
             case NextEpoch():
                 return Measured(self._next_epoch())
             case Test(trial):
@@ -87,8 +87,9 @@ class TrainingWorker:
 
     # -- commands ------------------------------------------------------------------------------------------
 
-    def _start(self, trial: TrialSpec, attempt: int) -> Started:
+    def _start(self, segment: Segment) -> Started:
         self._leave(snapshot=False)
+        trial = segment.trial
         model = self._model(trial.model)
         data = TrainData(
             train=self._split(trial.model, "train", trial.split_seed),
@@ -97,7 +98,7 @@ class TrainingWorker:
         )
         resume = self._last_snapshot(trial)
         self._run = train(trial, self._task, model, data, self._config.options, resume, self._activations)
-        self._trial, self._attempt, self._saved_at = trial, attempt, time.monotonic()
+        self._trial, self._segment, self._saved_at = trial, segment, time.monotonic()
         return Started(
             node=socket.gethostname(),
             from_epoch=self._run.epoch,
@@ -108,12 +109,13 @@ class TrainingWorker:
     def _next_epoch(self) -> Measurement:
         assert self._run is not None, "an epoch was asked before a trial was started"
         assert self._trial is not None
+        assert self._segment is not None
         measurement = next(self._run)
         finished = measurement.epoch == self._trial.max_epochs
         if finished and self._trial.kind is TrialKind.CONFIRM and _rank() == 0:
             folder = self._config.paths.confirmation_weights(self._trial.trial_id)
             _replace_folder(folder, self._run.save_best)
-        elif not finished and time.monotonic() - self._saved_at > self._config.spec.training.snapshot_seconds:
+        elif not finished and (measurement.epoch in self._segment.snapshot_at or self._is_due()):
             self._snapshot()
         return measurement
 
@@ -151,12 +153,16 @@ class TrainingWorker:
 
     # -- snapshots -----------------------------------------------------------------------------------------
 
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._saved_at > self._config.spec.training.snapshot_seconds
+
     def _snapshot(self) -> None:
         """Save the running trial under its attempt's own name: a partitioned twin cannot overwrite it."""
         assert self._run is not None
         assert self._trial is not None
+        assert self._segment is not None
         if _rank() == 0:
-            name = f"e{self._run.epoch:05d}-a{self._attempt}"
+            name = f"e{self._run.epoch:05d}-a{self._segment.attempt}"
             folder = self._config.paths.snapshots(self._trial.trial_id)
             _replace_folder(folder / name, self._run.save_snapshot)
             for older in sorted(folder.iterdir())[:-1]:

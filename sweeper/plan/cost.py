@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from sweeper.plan.plan import StudyPlan
 
@@ -28,24 +27,20 @@ class ModelCost:
     lane_seconds: tuple[float, float, float] | None
 
 
-def estimate(plan: StudyPlan, rungs: tuple[int, ...], probes: Mapping[str, Probe]) -> list[ModelCost]:
+def estimate(plan: StudyPlan, per_trial: float, probes: Mapping[str, Probe]) -> list[ModelCost]:
     """Estimate each model's work.
 
-    Expected: early stopping lets 1/η of the trials pass each rung. Low: that at the fastest probed epoch, high: no
+    Expected: what early stopping leaves on average. Low: that at the fastest probed epoch, high: no
     trial stopped at the slowest one and half again, since other configurations train longer than the default.
 
     Parameters
     ----------
-    rungs:
-        Epochs at which trials may be stopped; empty without early stopping.
+    per_trial:
+        Epochs that a trial trains on average; the default trains all of them.
     probes:
         By model; empty when nothing was measured.
     """
-    budget, factor = plan.budget, plan.content["search"]["scheduler"]["reduction_factor"]
-    stops = [*rungs, budget.max_epochs]
-    per_trial = float(stops[0]) + sum(
-        (later - earlier) / factor ** (index + 1) for index, (earlier, later) in enumerate(pairwise(stops))
-    )
+    budget = plan.budget
     num_confirmations = 2 * len(plan.confirmation_seeds)
     confirmation = num_confirmations * budget.max_epochs
     most = budget.num_trials * budget.max_epochs + confirmation

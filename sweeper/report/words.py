@@ -42,11 +42,11 @@ def method(source: Source) -> list[str]:
     counts = {split: sum(classes.values()) for split, classes in manifest.data["counts"].items()}
     stopping = search["scheduler"]
     pruning = "No trial was stopped early."
-    if stopping["type"] == "asha":
+    if stopping["type"] in _STOPPING:
         pruning = (
-            "Trials were stopped early by asynchronous successive halving (reduction factor "
+            f"Trials were stopped early by {_STOPPING[stopping['type']]} (reduction factor "
             f"{stopping['reduction_factor']}, first rung after {stopping['grace_fraction']:.0%} of the epochs), "
-            "rungs kept per model."
+            "rungs kept per model. A trial was judged only after its warm-up and its last unfreezing event."
         )
     openings = "; ".join(
         f"{opening['at']} for {opening['num_runs']} runs ({opening['reason']})" for opening in manifest.test_openings
@@ -170,6 +170,12 @@ def _imported_method(source: Source) -> list[str]:
     return lines + [f"Note: {note}" for note in source.manifest.notes]
 
 
+_STOPPING = {
+    "asha": "asynchronous successive halving, the stopping variant",
+    "asha-promotion": "asynchronous successive halving, the promotion variant",
+    "hyperband": "asynchronous Hyperband",
+    "median": "the median rule",
+}
 _FINAL = [state.value for state in TrialState if state.is_final]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,6 +24,7 @@ from sweeper.core.seeds import derive_seed
 from sweeper.core.space import Float, Int, Parameter, Params, Scalar, SearchSpace
 from sweeper.core.trial import TrialRecord, TrialState
 from sweeper.search import surrogate
+from sweeper.search.effective import Key, effective_key, untried
 from sweeper.search.surrogate import Observed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -34,7 +35,6 @@ SURROGATE_FROM = 10
 TURNS = 2
 MIN_OBSERVED = 4  # usable trials that the surrogate needs
 NUM_REDRAWS = 20  # further suggestions when one repeats an earlier configuration
-SIGNIFICANT_DIGITS = 6  # two floats that agree to so many digits train alike
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ class ModelSearch:
         _check_package(self._sampler)
         self._study = optuna.create_study(direction=objective.goal, sampler=self._fresh_sampler(0, 0))
         self._trials: dict[int, optuna.Trial] = {}
-        self._seen: set[tuple[tuple[str, Scalar], ...]] = set()
+        self._seen: set[Key] = set()
         self._observed: list[Observed] = []  # what ended, in the order of its ends
+        self._paused: dict[int, int] = {}  # by number of a trial that waits: its place among the observed
         self._theta: list[float] | None = None  # where the surrogate's next fit begins
 
     @property
@@ -91,10 +92,11 @@ class ModelSearch:
         """The study as Optuna sees it, for reading only."""
         return self._study
 
-    def ask(self, number: int) -> Asked:
+    def ask(self, number: int) -> Asked | None:
         """Suggest the configuration of search trial ``number``; it counts as running from now on.
 
-        A suggestion that repeats an earlier effective configuration is drawn again, up to 20 times.
+        A suggestion that repeats an earlier effective configuration is drawn again, up to 20 times, then replaced by a
+        random one that does not. None: the space holds no other.
         """
         if number == 0:
             return Asked(self._add(0, self._space.active(self._space.default), {}), {})
@@ -104,12 +106,23 @@ class ModelSearch:
             self._study.sampler = self._fresh_sampler(number, redraw)
             trial = self._study.ask()
             params = self._draw(trial)
-            if _effective(params) not in self._seen or redraw == NUM_REDRAWS:
+            if not self._is_known(params):
                 break
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            return self._ask_untried(number, {})
         self._trials[number] = trial
-        self._seen.add(_effective(params))
+        self._seen.add(effective_key(params, self._max_epochs))
         return Asked(params, self._attributes(trial))
+
+    def _is_known(self, params: Params) -> bool:
+        return effective_key(params, self._max_epochs) in self._seen
+
+    def _ask_untried(self, number: int, attributes: dict[str, Any]) -> Asked | None:
+        """Suggest any configuration that would not repeat another; None when there is none."""
+        seed = derive_seed(self._seed, "untried", self._model, number)
+        params = untried(self._space, self._seen, self._max_epochs, seed)
+        return None if params is None else Asked(self._add(number, params, {}), attributes)
 
     def tell(self, record: TrialRecord) -> None:
         """Take the end of a trial.
@@ -119,24 +132,28 @@ class ModelSearch:
         """
         trial = self._trials.pop(record.spec.number)
         metric = self._metric_values(record)
-        losses = {epoch: self._objective.loss(value) for epoch, value in metric.items()}
-        failed = record.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not losses
-        self._observed.append(Observed(record.spec.params, losses, failed))
+        self._observe(record, metric, failed=record.state not in (TrialState.COMPLETE, TrialState.PRUNED))
+        self._paused.pop(record.spec.number, None)
         state = optuna.trial.TrialState
         if record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value):
             self._study.tell(trial, record.value)
         elif record.state is TrialState.PRUNED and metric:
-            for epoch, value in metric.items():
-                trial.report(value, epoch)
+            self._report(trial, metric)
             self._study.tell(trial, state=state.PRUNED)
         else:
             self._study.tell(trial, state=state.FAIL)
+
+    def pause(self, record: TrialRecord) -> None:
+        """Take what is known of a trial that waits at a rung: it stays under way, its values so far are known."""
+        metric = self._metric_values(record)
+        self._report(self._trials[record.spec.number], metric)
+        self._observe(record, metric)
 
     def replay(
         self,
         records: Sequence[TrialRecord],
         attributes: Mapping[str, Mapping[str, Any]],
-        log: Sequence[tuple[str, str]],
+        log: Sequence[tuple[str, str, int]],
     ) -> None:
         """Rebuild everything from the ledger.
 
@@ -147,37 +164,54 @@ class ModelSearch:
         attributes:
             `Asked.attributes` by trial id.
         log:
-            ``("asked" | "ended", trial_id)`` in order; ids of other models are passed over.
+            ``("asked" | "paused" | "ended", trial_id, epoch of the pause)`` in order; ids of other models are passed
+            over.
         """
         mine = {record.spec.trial_id: record for record in records}
-        for what, trial_id in log:
+        for what, trial_id, epoch in log:
             if trial_id not in mine:
                 continue
             record = mine[trial_id]
             if what == "ended":
                 self.tell(record)
+            elif what == "paused":
+                known = tuple(m for m in record.measurements if m.epoch <= epoch)
+                self.pause(replace(record, measurements=known))
             elif self._sampler == "cmaes":
                 self.ask(record.spec.number)
             else:
                 self._add(record.spec.number, record.spec.params, attributes[trial_id])
                 self._theta = attributes[trial_id].get("surrogate", self._theta)
 
+    def _observe(self, record: TrialRecord, metric: Mapping[int, float], *, failed: bool = False) -> None:
+        """Note a trial's curve; one that waited before is known by the longer curve."""
+        losses = {epoch: self._objective.loss(value) for epoch, value in metric.items()}
+        observed = Observed(record.spec.params, losses, failed or not losses)
+        at = self._paused.setdefault(record.spec.number, len(self._observed))
+        self._observed[at : at + 1] = [observed]
+
+    def _report(self, trial: optuna.Trial, metric: Mapping[int, float]) -> None:
+        known = self._study._storage.get_trial(trial._trial_id).intermediate_values
+        for epoch, value in metric.items():
+            if epoch not in known:  # told before a pause
+                trial.report(value, epoch)
+
     def _surrogate_turn(self, number: int) -> bool:
         """Whether the surrogate suggests this trial: TPE begins, then they take turns."""
         usable = sum(not observed.failed for observed in self._observed)
         return number >= SURROGATE_FROM and usable >= MIN_OBSERVED and number % TURNS != 0
 
-    def _ask_surrogate(self, number: int) -> Asked:
+    def _ask_surrogate(self, number: int) -> Asked | None:
         """Suggest by the package's own model of configuration and epoch."""
         for redraw in range(NUM_REDRAWS + 1):
             seed = derive_seed(self._seed, "surrogate", self._model, number, redraw)
-            running = [dict(trial.params) for trial in self._trials.values()]
+            running = [dict(trial.params) for n, trial in self._trials.items() if n not in self._paused]
             params, self._theta = surrogate.suggest(
                 self._space, self._observed, running, self._max_epochs, seed, self._theta
             )
-            if _effective(params) not in self._seen:
-                break
-        return Asked(self._add(number, params, {}), {"surrogate": self._theta})
+            if not self._is_known(params):
+                return Asked(self._add(number, params, {}), {"surrogate": self._theta})
+        return self._ask_untried(number, {"surrogate": self._theta})
 
     # -- Optuna --------------------------------------------------------------------------------------------
 
@@ -229,7 +263,7 @@ class ModelSearch:
         for key, value in attributes.get("study", {}).items():
             storage.set_study_system_attr(study_id, key, value)
         self._trials[number] = optuna.Trial(self._study, self._study.get_trials(deepcopy=False)[-1]._trial_id)
-        self._seen.add(_effective(params))
+        self._seen.add(effective_key(params, self._max_epochs))
         return dict(params)
 
     def _attributes(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -257,11 +291,3 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
     if isinstance(parameter, Int):
         return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
     return CategoricalDistribution(parameter.choices)
-
-
-def _effective(params: Params) -> tuple[tuple[str, Scalar], ...]:
-    """Return a configuration as training sees it: equal for two that would train alike."""
-    return tuple(
-        (name, float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value)
-        for name, value in sorted(params.items())
-    )

@@ -133,7 +133,11 @@ class ModelSpec(_Section):
 class SchedulerSpec(_Section):
     """Early stopping of trials."""
 
-    type: Literal["asha", "none"] = "asha"
+    type: Literal["asha", "asha-promotion", "hyperband", "median", "none"] = Field(
+        "asha",
+        description="asha: stopping at rungs; asha-promotion: trials wait at rungs and go on once they earn it; "
+        "hyperband: brackets of asha; median: below the median of all at that epoch",
+    )
     reduction_factor: int = Field(3, ge=2, description="one trial in this many passes each rung")
     grace_fraction: float = Field(
         0.25, gt=0, le=1, description="share of max_epochs before the first rung (METHODS: not under a quarter)"

@@ -1,7 +1,8 @@
 """The state of a study as a pure fold over the ledger's events. The same code runs live and on replay.
 
-Kinds of events: ``ledger_created, study_opened, trial_asked, segment_started, measurement, retry, trial_ended,
-confirmation_frozen, test_opened, tested, note, change_accepted``. Unknown kinds are an error: a newer writer.
+Kinds of events: ``ledger_created, study_opened, trial_asked, segment_started, measurement, retry, trial_paused,
+trial_promoted, trial_ended, search_ended, confirmation_frozen, test_opened, tested, note, change_accepted``. Unknown
+kinds are an error: a newer writer.
 """
 
 from __future__ import annotations
@@ -36,9 +37,14 @@ class StudyState:
     attributes:
         By search trial: what its sampler needs to be rebuilt.
     log:
-        ``("asked" | "ended", trial_id)`` in order: what a searcher was asked and told.
-    measured:
-        ``(trial_id, measurement)`` in the order of the ledger: what early stopping saw.
+        ``("asked" | "paused" | "ended", trial_id, epoch)`` in order: what a searcher was asked and told. ``epoch``
+        is that of the pause, else 0.
+    course:
+        ``(trial_id, measurement)`` or ``(trial_id, epoch)`` of a promotion, in order: what early stopping saw and did.
+    paused:
+        Trials that wait at a rung, with its epoch.
+    search_ends:
+        By model: why its search ended before its trials were spent.
     freezings:
         The confirmation runs, each time their list was closed: once, and again for every addition of seeds.
     tested:
@@ -51,8 +57,10 @@ class StudyState:
 
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     attributes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    log: list[tuple[str, str]] = field(default_factory=list)
-    measured: list[tuple[str, Measurement]] = field(default_factory=list)
+    log: list[tuple[str, str, int]] = field(default_factory=list)
+    course: list[tuple[str, Measurement | int]] = field(default_factory=list)
+    paused: dict[str, int] = field(default_factory=dict)
+    search_ends: dict[str, str] = field(default_factory=dict)
     freezings: list[list[str]] = field(default_factory=list)
     tested: dict[str, TestResult] = field(default_factory=dict)
     test_openings: list[dict[str, Any]] = field(default_factory=list)
@@ -111,7 +119,7 @@ class StudyState:
         self.trials[spec.trial_id] = TrialRecord(spec=spec)
         if spec.kind is TrialKind.SEARCH:
             self.attributes[spec.trial_id] = attributes
-            self.log.append(("asked", spec.trial_id))
+            self.log.append(("asked", spec.trial_id, 0))
 
     def _on_segment_started(self, event: Event) -> None:
         record = self.trials[event.payload["trial_id"]]
@@ -131,7 +139,17 @@ class StudyState:
         measurement = Measurement(**payload)
         record = self.trials[trial_id]
         self._update(record, measurements=(*record.measurements, measurement))
-        self.measured.append((trial_id, measurement))
+        self.course.append((trial_id, measurement))
+
+    def _on_trial_paused(self, event: Event) -> None:
+        trial_id, epoch = event.payload["trial_id"], int(event.payload["epoch"])
+        self._update(self.trials[trial_id], state=TrialState.WAITING)
+        self.paused[trial_id] = epoch
+        self.log.append(("paused", trial_id, epoch))
+
+    def _on_trial_promoted(self, event: Event) -> None:
+        trial_id = event.payload["trial_id"]
+        self.course.append((trial_id, self.paused.pop(trial_id)))
 
     def _on_retry(self, event: Event) -> None:
         record = self.trials[event.payload["trial_id"]]
@@ -140,6 +158,7 @@ class StudyState:
     def _on_trial_ended(self, event: Event) -> None:
         payload = event.payload
         record = self.trials[payload["trial_id"]]
+        self.paused.pop(payload["trial_id"], None)
         self._update(
             record,
             state=TrialState(payload["state"]),
@@ -151,7 +170,10 @@ class StudyState:
             finished_at=event.t,
         )
         if record.spec.kind is TrialKind.SEARCH:
-            self.log.append(("ended", record.spec.trial_id))
+            self.log.append(("ended", record.spec.trial_id, 0))
+
+    def _on_search_ended(self, event: Event) -> None:
+        self.search_ends[event.payload["model"]] = event.payload["reason"]
 
     def _on_confirmation_frozen(self, event: Event) -> None:
         self.freezings.append(list(event.payload["trial_ids"]))

@@ -93,10 +93,22 @@ class Book:
             effective=dict(started.effective),
         )
 
-    def measured(self, trial_id: str, attempt: int, measurement: Measurement) -> None:
-        """Record an epoch; one that an earlier attempt had reported is not counted again."""
-        if all(known.epoch != measurement.epoch for known in self.state.trials[trial_id].measurements):
-            self.write("measurement", trial_id=trial_id, attempt=attempt, **encode_measurement(measurement))
+    def measured(self, trial_id: str, attempt: int, measurement: Measurement) -> bool:
+        """Record an epoch; False for one that an earlier attempt had reported, which is not counted again."""
+        if any(known.epoch == measurement.epoch for known in self.state.trials[trial_id].measurements):
+            return False
+        self.write("measurement", trial_id=trial_id, attempt=attempt, **encode_measurement(measurement))
+        return True
+
+    def paused(self, trial_id: str, epoch: int) -> TrialRecord:
+        """Record that a trial waits at a rung, and return what is known of it."""
+        self.write("trial_paused", trial_id=trial_id, epoch=epoch)
+        return self.state.trials[trial_id]
+
+    def promoted(self, trial_id: str, epoch: int) -> TrialRecord:
+        """Record that a waiting trial goes on, and return what is known of it."""
+        self.write("trial_promoted", trial_id=trial_id, epoch=epoch)
+        return self.state.trials[trial_id]
 
     def ended(self, trial_id: str, state: TrialState, reason: str = "", trace: str = "") -> TrialRecord:
         """Record the end of a trial and return its final record."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sweeper.core.errors import RunFailedError
 from sweeper.core.seeds import search_seed
-from sweeper.core.trial import Decision, Measurement, TrialKind, TrialSpec, TrialState
+from sweeper.core.trial import Decision, Measurement, TrialKind, TrialRecord, TrialSpec, TrialState
 from sweeper.engine.messages import Assignment, Failed, Measured, StepReport, Tested
 from sweeper.plan.plan import StudyPlan
 from sweeper.search.samplers import ModelSearch
-from sweeper.search.schedulers import EarlyStopping, make_stopping
+from sweeper.search.schedulers import EarlyStopping, Promotion, make_stopping, settled_after
 from sweeper.spec.study import SearchSpec
 from sweeper.workflows.book import Book
 
@@ -50,10 +51,10 @@ class _Conductor:
         """Ask an assignment again that had not ended."""
         trial_id = assignment.trial.trial_id
         if self._running.pop(trial_id, None) is not None:
-            self._again.append(Assignment(assignment.trial, assignment.attempt + 1, is_test=assignment.is_test))
+            self._again.append(replace(assignment, attempt=assignment.attempt + 1))
 
     def take(self, report: StepReport) -> bool:
-        """Record a report; True when its trial is over."""
+        """Record a report; True when its trial leaves the lane, ended or paused."""
         trial = self._running[report.trial_id].trial
         for reason in report.retries:
             self._book.write("retry", trial_id=trial.trial_id, attempt=report.attempt, reason=reason)
@@ -72,25 +73,62 @@ class _Conductor:
             self._end(trial, outcome.state, outcome.reason, outcome.trace)
             return True
         assert isinstance(outcome, Measured), f"training answered {outcome!r}"
-        self._book.measured(trial.trial_id, attempt, outcome.measurement)
+        self._measured(trial, attempt, outcome.measurement)
         if outcome.measurement.epoch >= trial.max_epochs:
             self._end(trial, TrialState.COMPLETE)
             return True
-        reason = self._early_end(trial, outcome.measurement)
-        if reason is not None:
-            self._end(trial, TrialState.PRUNED, reason)
-        return reason is not None
+        return self._leaves(trial, outcome.measurement)
 
     def _new(self) -> Assignment | None:
         """Decide on a new trial; None when there is none to start now."""
         return None
 
-    def _early_end(self, trial: TrialSpec, measurement: Measurement) -> str | None:  # noqa: ARG002
-        """Say why a trial ends before its full budget, or None."""
-        return None
+    def _measured(self, trial: TrialSpec, attempt: int, measurement: Measurement) -> None:
+        self._book.measured(trial.trial_id, attempt, measurement)
+
+    def _leaves(self, trial: TrialSpec, measurement: Measurement) -> bool:  # noqa: ARG002
+        """Whether a trial leaves its lane before its full budget; what becomes of it is written down then."""
+        return False
 
     def _end(self, trial: TrialSpec, state: TrialState, reason: str = "", trace: str = "") -> None:
         self._book.ended(trial.trial_id, state, reason, trace)
+
+
+@dataclass
+class _Tally:
+    """What a model's search has come to; kept up to date, so that no decision has to look at all trials.
+
+    Parameters
+    ----------
+    asked:
+        Trials that were begun.
+    epochs, seconds:
+        Trained so far, lane-seconds.
+    ended:
+        Trials that ended, and among them those that failed or could not run, with their reasons.
+    """
+
+    asked: int = 0
+    epochs: int = 0
+    seconds: float = 0.0
+    ended: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def all_failed(self) -> int:
+        """How many trials ended, where all of them failed; else 0."""
+        return self.ended if self.ended == len(self.failures) else 0
+
+    def measured(self, before: Sequence[Measurement], measurement: Measurement) -> None:
+        """Count an epoch; ``before`` are the trial's measurements without it."""
+        self.epochs += 1
+        self.seconds += measurement.elapsed_seconds - (before[-1].elapsed_seconds if before else 0.0)
+
+    def end(self, record: TrialRecord) -> None:
+        """Count a trial that ended."""
+        self.ended += 1
+        if record.state in (TrialState.FAIL, TrialState.INFEASIBLE):
+            self.failures.append(record.reason)
 
 
 class SearchConductor(_Conductor):
@@ -99,7 +137,7 @@ class SearchConductor(_Conductor):
     Parameters
     ----------
     book:
-        Ledger and state; trials that it holds as unfinished are asked first.
+        Ledger and state; trials that it holds as unfinished are asked first, unless they wait at a rung.
     plan:
         Budget, models and seeds.
     searches, stoppings:
@@ -129,26 +167,52 @@ class SearchConductor(_Conductor):
         self._stoppings = stoppings
         self._num_lanes = num_lanes
         self._spent_seconds = spent_seconds
-        self._asked = dict.fromkeys((model.name for model in plan.models), 0)
+        self._tallies = {model.name: _Tally() for model in plan.models}
         for record in book.state.trials.values():
             if record.spec.kind is TrialKind.SEARCH:
-                self._asked[record.spec.model] += 1
-                if not record.state.is_final:
-                    self._again.append(Assignment(record.spec, record.num_retries + 1))
+                tally = self._tallies[record.spec.model]
+                tally.asked += 1
+                for index, measurement in enumerate(record.measurements):
+                    tally.measured(record.measurements[:index], measurement)
+                if record.state.is_final:
+                    tally.end(record)
+                elif record.spec.trial_id not in book.state.paused:
+                    self._again.append(self._assignment(record.spec, record.num_retries + 1))
+
+    def _assignment(self, trial: TrialSpec, attempt: int = 0) -> Assignment:
+        stopping = self._stoppings[trial.model]
+        return Assignment(trial, attempt, snapshot_at=stopping.rungs if stopping.pauses else ())
 
     def _new(self) -> Assignment | None:
-        """Ask the model with the fewest trials so far; ties go to the study file's order."""
-        open_models = [
-            name
-            for name, asked in self._asked.items()
-            if asked < self._plan.budget.num_trials and self._closed(name) is None and not self._hopeless(name)
-        ]
-        if not open_models:
-            self._give_up_if_hopeless()
-            return None
-        model = min(open_models, key=self._asked.__getitem__)
-        number = self._asked[model]
+        """Let a paused trial go on that has earned it; else ask the model with the fewest trials so far.
+
+        Ties go to the study file's order.
+        """
+        open_models = [name for name in self._tallies if self._closed(name) is None]
+        for name in open_models:
+            if (promotion := self._stoppings[name].promote()) is not None:
+                return self._promote(promotion)
+        while growing := [name for name in open_models if self._grows(name)]:
+            model = min(growing, key=lambda name: self._tallies[name].asked)
+            if (trial := self._ask(model)) is not None:
+                return self._assignment(trial)
+        for name in self._tallies:
+            if not any(running.trial.model == name for running in self._running.values()):
+                last = self._stoppings[name].promote(last=True) if name in open_models else None
+                if last is not None:
+                    return self._promote(last)
+                self._end_paused(name)
+        self._give_up_if_hopeless()
+        return None
+
+    def _ask(self, model: str) -> TrialSpec | None:
+        """Begin a new trial; None when the space holds no configuration that was not tried."""
+        number = self._tallies[model].asked
         asked = self._searches[model].ask(number)
+        if asked is None:
+            reason = f"all {number} different configurations of the space were tried"
+            self._book.write("search_ended", model=model, reason=reason)
+            return None
         trial = TrialSpec(
             trial_id=f"{model}-t{number:04d}",
             number=number,
@@ -158,61 +222,87 @@ class SearchConductor(_Conductor):
             max_epochs=self._plan.budget.max_epochs,
         )
         self._book.asked(trial, asked.attributes)
-        self._asked[model] += 1
-        return Assignment(trial)
+        self._tallies[model].asked += 1
+        return trial
 
-    def _early_end(self, trial: TrialSpec, measurement: Measurement) -> str | None:
-        value = measurement.metrics[self._book.objective.metric]
-        decision = self._stoppings[trial.model].decide(
-            trial.trial_id, measurement.epoch, value, protected=trial.number == 0
-        )
+    def _promote(self, promotion: Promotion) -> Assignment:
+        record = self._book.promoted(promotion.trial_id, promotion.epoch)
+        return self._assignment(record.spec, record.num_retries)
+
+    def _end_paused(self, model: str) -> None:
+        """End the trials that wait in vain: nothing is under way that could still lift them."""
+        for trial_id, epoch in list(self._book.state.paused.items()):
+            trial = self._book.state.trials[trial_id].spec
+            if trial.model == model:
+                reason = self._closed(model) or f"early stopping: not promoted from epoch {epoch}"
+                self._end(trial, TrialState.PRUNED, reason)
+
+    def _measured(self, trial: TrialSpec, attempt: int, measurement: Measurement) -> None:
+        before = self._book.state.trials[trial.trial_id].measurements
+        if self._book.measured(trial.trial_id, attempt, measurement):
+            self._tallies[trial.model].measured(before, measurement)
+
+    def _leaves(self, trial: TrialSpec, measurement: Measurement) -> bool:
+        decision = _decide(self._stoppings[trial.model], self._book, trial, measurement)
+        closed = self._closed(trial.model)
         if decision is Decision.STOP:
-            return f"early stopping after epoch {measurement.epoch}"
-        return self._closed(trial.model)
+            self._end(trial, TrialState.PRUNED, f"early stopping after epoch {measurement.epoch}")
+        elif closed is not None:
+            self._end(trial, TrialState.PRUNED, closed)
+        elif decision is Decision.PAUSE:
+            self._searches[trial.model].pause(self._book.paused(trial.trial_id, measurement.epoch))
+        return decision is not Decision.CONTINUE or closed is not None
 
     def _end(self, trial: TrialSpec, state: TrialState, reason: str = "", trace: str = "") -> None:
-        self._searches[trial.model].tell(self._book.ended(trial.trial_id, state, reason, trace))
+        record = self._book.ended(trial.trial_id, state, reason, trace)
+        self._tallies[trial.model].end(record)
+        self._searches[trial.model].tell(record)
 
     # -- limits --------------------------------------------------------------------------------------------
+
+    def _grows(self, model: str) -> bool:
+        """Whether the search of a model may begin further trials."""
+        spent = self._tallies[model].asked >= self._plan.budget.num_trials
+        return not spent and not self._hopeless(model) and model not in self._book.state.search_ends
 
     def _closed(self, model: str) -> str | None:
         """Say which limit ends the search of ``model`` now, or None. Each keeps time for confirmation."""
         budget = self._plan.budget
         if budget.time_budget_seconds is not None:
             spent = self._spent_seconds + self._book.session_seconds
-            reserve = sum(self._confirmation_seconds(name) for name in self._asked) / self._num_lanes
+            reserve = sum(self._confirmation_seconds(name) for name in self._tallies) / self._num_lanes
             if spent + reserve >= budget.time_budget_seconds:
                 return "time_budget_seconds is used up"
         if budget.device_hours_per_model is not None:
-            records = [r for r in self._book.state.trials.values() if r.spec.model == model]
-            spent = sum(r.measurements[-1].elapsed_seconds for r in records if r.measurements)
-            spent, reserve = (x * self._book.num_workers for x in (spent, self._confirmation_seconds(model)))
-            if spent + reserve >= budget.device_hours_per_model * 3600:
+            spent, reserve = self._tallies[model].seconds, self._confirmation_seconds(model)
+            if (spent + reserve) * self._book.num_workers >= budget.device_hours_per_model * 3600:
                 return "device_hours_per_model is used up"
         return None
 
     def _confirmation_seconds(self, model: str) -> float:
         """Lane-seconds that confirming ``model`` will take, from the epochs measured so far."""
-        runs = [r for r in self._book.state.trials.values() if r.spec.model == model and r.measurements]
-        epochs = sum(len(r.measurements) for r in runs)
-        seconds = sum(r.measurements[-1].elapsed_seconds for r in runs)
-        per_epoch = seconds / epochs if epochs else 0.0
+        tally = self._tallies[model]
+        per_epoch = tally.seconds / tally.epochs if tally.epochs else 0.0
         num_runs = 2 * len(self._plan.confirmation_seeds)
         return CONFIRMATION_MARGIN * per_epoch * self._plan.budget.max_epochs * num_runs
 
-    def _failures(self, model: str) -> list[str]:
-        records = [r for r in self._book.state.trials.values() if r.spec.model == model and r.state.is_final]
-        bad = [r.reason for r in records if r.state in (TrialState.FAIL, TrialState.INFEASIBLE)]
-        return bad if len(bad) == len(records) else []
-
     def _hopeless(self, model: str) -> bool:
-        return len(self._failures(model)) >= min(HOPELESS_AFTER, self._plan.budget.num_trials)
+        return self._tallies[model].all_failed >= min(HOPELESS_AFTER, self._plan.budget.num_trials)
 
     def _give_up_if_hopeless(self) -> None:
-        if not self._running and all(self._hopeless(model) for model in self._asked):
-            reasons = [reason for model in self._asked for reason in self._failures(model)]
+        if not self._running and all(self._hopeless(model) for model in self._tallies):
+            reasons = [reason for tally in self._tallies.values() for reason in tally.failures]
             common = max(set(reasons), key=reasons.count)
             raise RunFailedError(f"every trial of every model failed ({len(reasons)} of them); most often: {common}")
+
+
+def _decide(stopping: EarlyStopping, book: Book, trial: TrialSpec, measurement: Measurement) -> Decision:
+    """Ask early stopping, once the trial's values can be compared with those of others."""
+    effective = book.state.trials[trial.trial_id].effective
+    if measurement.epoch <= settled_after(trial.params, effective, trial.max_epochs):
+        return Decision.CONTINUE
+    value = measurement.metrics[book.objective.metric]
+    return stopping.decide(trial.trial_id, measurement.epoch, value, protected=trial.number == 0)
 
 
 def resumed_search(
@@ -233,11 +323,13 @@ def resumed_search(
         mine = [r for r in records if r.spec.model == model.name]
         searches[model.name].replay(mine, book.state.attributes, book.state.log)
         stoppings[model.name] = make_stopping(spec.scheduler, book.objective, spec.max_epochs)
-    for trial_id, measurement in book.state.measured:
+    for trial_id, step in book.state.course:
         trial = book.state.trials[trial_id].spec
         if trial.kind is TrialKind.SEARCH:
-            value = measurement.metrics[book.objective.metric]
-            stoppings[trial.model].decide(trial_id, measurement.epoch, value, protected=trial.number == 0)
+            if isinstance(step, Measurement):
+                _decide(stoppings[trial.model], book, trial, step)
+            else:
+                stoppings[trial.model].promoted(Promotion(trial_id, step))
     return SearchConductor(
         book, plan, searches, stoppings, interrupted, num_lanes=num_lanes, spent_seconds=book.state.spent_seconds
     )

@@ -109,7 +109,7 @@ def plan_study(spec: StudySpec, *, probe: bool) -> PlanReport:
             num_examples=study.data.num_examples,
             num_confirmation_seeds=len(study.plan.confirmation_seeds),
             rungs=stopping.rungs,
-            costs=tuple(estimate(study.plan, stopping.rungs, probes)),
+            costs=tuple(estimate(study.plan, stopping.expected_epochs(spec.search.max_epochs), probes)),
             num_workers=spec.training.num_workers,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -57,6 +57,7 @@ class SimulatedLanes:
         self._num_lanes = num_lanes
         self._test = test
         self._snapshots = snapshots
+        self._kept: dict[str, int] = {}  # epochs after which trials may have been paused
 
     def serve(self, conductor: Conductor) -> None:
         """Carry out what ``conductor`` asks for until it has nothing left, or stops."""
@@ -65,6 +66,8 @@ class SimulatedLanes:
 
         def go_on(reports: Iterator[StepReport], since: float, before: float) -> None:
             report = next(reports)
+            past = report.started.measurements if report.started is not None else ()
+            before = past[-1].elapsed_seconds if past else before
             heapq.heappush(under_way, (since + _elapsed(report) - before, next(order), report, reports))
 
         while not conductor.stopping:
@@ -84,13 +87,17 @@ class SimulatedLanes:
             yield StepReport(trial_id=trial.trial_id, attempt=assignment.attempt, outcome=outcome)
             return
         snapshot = self._snapshots / trial.trial_id if self._snapshots is not None else None
-        epochs = int(snapshot.read_text()) if snapshot is not None and snapshot.exists() else 0
+        epochs = self._kept.get(trial.trial_id, 0)
+        if snapshot is not None and snapshot.exists():
+            epochs = int(snapshot.read_text())
         curve = self._curve(trial)
         past = tuple(islice(curve, epochs))
         started: Started | None = Started(node="simulated", from_epoch=epochs, measurements=past)
         for measurement in curve:
             if snapshot is not None and measurement.epoch < trial.max_epochs:
                 replace_file(snapshot, partial(_write, str(measurement.epoch)))
+            if measurement.epoch in assignment.snapshot_at:
+                self._kept[trial.trial_id] = measurement.epoch
             yield StepReport(
                 trial_id=trial.trial_id,
                 attempt=assignment.attempt,
@@ -112,8 +119,8 @@ def _elapsed(report: StepReport) -> float:
 class MemoryLedger(Ledger):
     """A ledger that keeps its events in memory alone: for searches that nobody will resume."""
 
-    def __init__(self) -> None:
-        super().__init__(Path(), Path())
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        super().__init__(Path(), Path(), _events=list(events))
 
     def append(self, kind: str, **payload: Any) -> Event:
         """Keep one event."""

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from sweeper.core.objective import Objective
 from sweeper.core.space import Categorical, Float, Int, SearchSpace
-from sweeper.core.trial import Decision, Measurement, TrialRecord, TrialSpec, TrialState
+from sweeper.core.trial import Measurement, TrialRecord, TrialSpec, TrialState
 from sweeper.search.samplers import ModelSearch
-from sweeper.search.schedulers import AshaStopping
 
 SPACE = SearchSpace(
     parameters=(
@@ -48,12 +47,12 @@ def play(search, events):
         made = record(number, asked.params, state, value)
         records.append(made)
         attributes[made.spec.trial_id] = json.loads(json.dumps(asked.attributes))
-        log.append(("asked", made.spec.trial_id))
+        log.append(("asked", made.spec.trial_id, 0))
         waiting.append(made)
         while len(waiting) > delay:
             done = waiting.pop(0)
             search.tell(done)
-            log.append(("ended", done.spec.trial_id))
+            log.append(("ended", done.spec.trial_id, 0))
     return records, attributes, log
 
 
@@ -82,7 +81,7 @@ def test_a_replayed_search_suggests_what_the_live_one_does(sampler):
 def test_pruned_trials_are_never_told_as_complete_and_nothing_ended_stays_running(events):
     search = new("tpe")
     records, _, log = play(search, events)
-    ended = [r for r in records if ("ended", r.spec.trial_id) in log]
+    ended = [r for r in records if ("ended", r.spec.trial_id, 0) in log]
     complete = sum(r.state is TrialState.COMPLETE and math.isfinite(r.value) for r in ended)
     pruned = sum(r.state is TrialState.PRUNED and math.isfinite(r.measurements[0].metrics["acc"]) for r in ended)
     states = [trial.state.name for trial in search.optuna_study.get_trials(deepcopy=False)]
@@ -105,29 +104,4 @@ def test_a_configuration_is_not_suggested_twice_while_others_are_left():
     )
     search = ModelSearch(model="m", space=space, objective=OBJECTIVE, study_seed=0, sampler="random", max_epochs=3)
     assert {search.ask(number).params["batch_size"] for number in range(4)} == {8, 16, 32, 64}
-
-
-def test_the_rungs_begin_at_the_grace_and_grow_by_the_factor():
-    assert AshaStopping(OBJECTIVE, 27, 3, 0.1).rungs == (3, 9)
-    assert AshaStopping(OBJECTIVE, 8, 3, 0.25).rungs == (2, 6)
-    assert AshaStopping(OBJECTIVE, 1, 3, 0.25).rungs == ()
-
-
-def test_asha_keeps_the_best_third_and_spares_the_protected():
-    asha = AshaStopping(OBJECTIVE, 9, 3, 0.3)
-    assert asha.decide("a", 3, 0.5) is Decision.CONTINUE
-    assert asha.decide("b", 3, 0.4) is Decision.STOP
-    assert asha.decide("c", 3, 0.6) is Decision.CONTINUE
-    assert asha.decide("d", 3, 0.1, protected=True) is Decision.CONTINUE
-    assert asha.decide("e", 4, 0.0) is Decision.CONTINUE
-
-
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.floats(0, 1)), max_size=60))
-def test_early_stopping_is_rebuilt_by_replaying_what_it_saw(events):
-    live, again = (AshaStopping(OBJECTIVE, 9, 3, 0.3) for _ in range(2))
-    decisions = [live.decide(f"t{t}", epoch, value) for t, epoch, value in events]
-    assert [again.decide(f"t{t}", epoch, value) for t, epoch, value in events] == decisions
-    first = {}
-    for (t, epoch, value), decision in zip(events, decisions, strict=True):
-        first.setdefault((t, epoch), (value, decision))
-    assert all(again.decide(f"t{t}", e, v) is decision for (t, e), (v, decision) in first.items())
+    assert search.ask(4) is None

@@ -1,0 +1,115 @@
+"""Search, promotion and replay on simulated lanes: real conductors, searchers, rungs and ledger; no training."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from sweeper.core.budget import Budget
+from sweeper.core.objective import Objective
+from sweeper.core.space import Categorical, Float, Int, SearchSpace
+from sweeper.core.trial import Measurement, TrialState
+from sweeper.plan.plan import ModelPlan, StudyPlan
+from sweeper.spec.study import SchedulerSpec, SearchSpec
+from sweeper.store.state import StudyState
+from sweeper.workflows.book import Book
+from sweeper.workflows.conductors import resumed_search
+from sweeper.workflows.simulate import MemoryLedger, SimulatedLanes
+
+OBJECTIVE = Objective("acc", "maximize")
+SPACE = SearchSpace(
+    parameters=(
+        Float(name="learning_rate", low=1e-5, high=1e-1, log=True),
+        Categorical(name="unfreezing", choices=("full", "gradual")),
+        Int(name="epochs_per_stage", low=1, high=2, when={"unfreezing": ("gradual",)}),
+        Float(name="warmup_ratio", low=0.0, high=0.5),
+    ),
+    default={"learning_rate": 1e-3, "unfreezing": "full", "warmup_ratio": 0.1},
+)
+EPOCHS = 9
+
+
+def curve(trial):
+    rng = random.Random(trial.seed)
+    best = 0.9 - 0.1 * (math.log10(trial.params.get("learning_rate", 1e-3)) + 3) ** 2 + rng.gauss(0, 0.02)
+    for epoch in range(1, trial.max_epochs + 1):
+        value = best * (1 - math.exp(-epoch / 2)) + rng.gauss(0, 0.01)
+        yield Measurement(
+            epoch=epoch, train_loss=1.0, validation_loss=1 - value, metrics={"acc": value}, elapsed_seconds=epoch
+        )
+
+
+def search(kind, events=(), *, trials=12, lanes=1, space=SPACE, sampler="random", models=("a", "b")):
+    spec = SearchSpec(
+        num_trials=trials,
+        max_epochs=EPOCHS,
+        sampler=sampler,
+        scheduler=SchedulerSpec(type=kind, grace_fraction=0.12, reduction_factor=2),
+    )
+    plan = StudyPlan(
+        name="s",
+        seed=0,
+        models=tuple(ModelPlan(name=name, checkpoint="", weights="", space=space) for name in models),
+        budget=Budget(num_trials=trials, max_epochs=EPOCHS),
+        confirmation_seeds=(),
+        content={},
+    )
+    ledger = MemoryLedger(events)
+    state = StudyState.replay(ledger.events())
+    book = Book(ledger, state, OBJECTIVE, 1)
+    simulated = SimulatedLanes(curve, lanes)
+    simulated.serve(resumed_search(book, plan, spec, lambda: False, lanes))
+    return list(ledger.events()), state, simulated
+
+
+def outcome(state):
+    return [(r.spec, r.state, r.value, r.reason, r.measurements) for r in state.trials.values()]
+
+
+@pytest.mark.parametrize("kind", ["none", "median", "asha", "asha-promotion", "hyperband"])
+def test_every_trial_ends_and_every_model_gets_the_same_number(kind):
+    for lanes in (1, 3):
+        _, state, _ = search(kind, lanes=lanes)
+        assert all(record.state in (TrialState.COMPLETE, TrialState.PRUNED) for record in state.trials.values())
+        assert not state.paused
+        assert [record.spec.model for record in state.trials.values()].count("a") == len(state.trials) / 2 == 12
+        assert state.trials["a-t0000"].state is TrialState.COMPLETE, "the default is never stopped"
+        assert sum(r.state is TrialState.COMPLETE for r in state.trials.values() if r.spec.model == "b") >= 2
+
+
+@pytest.mark.parametrize("kind", ["median", "asha-promotion", "hyperband"])
+def test_a_search_that_died_after_any_event_goes_on_as_if_it_had_not(kind):
+    events, state, _ = search(kind, trials=7)
+    assert kind != "asha-promotion" or sum(event.kind == "trial_promoted" for event in events) >= 3
+    for length in range(0, len(events), 3 if kind == "asha-promotion" else 13):
+        _, again, _ = search(kind, events[:length], trials=7)
+        assert outcome(again) == outcome(state), f"died after event {length}"
+
+
+def test_a_paused_trial_frees_its_lane_and_is_not_trained_again():
+    events, state, simulated = search("asha-promotion", trials=16)
+    trained = sum(record.measurements[-1].elapsed_seconds for record in state.trials.values())
+    assert simulated.clock == trained
+    started = [event.payload for event in events if event.kind == "segment_started"]
+    promoted = {event.payload["trial_id"] for event in events if event.kind == "trial_promoted"}
+    assert {p["trial_id"] for p in started if p["from_epoch"] > 0} == promoted
+    assert all(record.num_retries == 0 for record in state.trials.values())
+
+
+def test_no_trial_is_judged_before_its_warm_up_has_ended():
+    _, state, _ = search("asha", trials=40)
+    for record in state.trials.values():
+        assert len(record.measurements) > record.spec.params["warmup_ratio"] * EPOCHS
+    assert any(len(record.measurements) == 2 for record in state.trials.values())
+
+
+def test_a_space_that_is_exhausted_ends_the_search_of_its_model_and_says_so():
+    space = SearchSpace(parameters=(Categorical(name="batch_size", choices=(8, 16, 32)),), default={"batch_size": 16})
+    for sampler in ("random", "tpe", "auto"):
+        events, state, _ = search("none", space=space, sampler=sampler)
+        assert len(state.trials) == 6
+        assert state.search_ends == dict.fromkeys("ab", "all 3 different configurations of the space were tried")
+        _, again, _ = search("none", events, space=space, sampler=sampler)
+        assert outcome(again) == outcome(state)
