@@ -22,8 +22,10 @@ examples/quickstart/checkpoints/convnext/model.safetensors: examples/quickstart/
 	$(BIN)/python examples/quickstart/pretrain.py
 	@touch $@
 
+# What needs no Ray runs on every core; Ray and the faults need the machine to themselves.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto -m "not ray and not fault"
+	$(BIN)/pytest -m "ray or fault"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
