@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sweeper.core.space import Categorical, Int, Params, Scalar, SearchSpace
-from sweeper.search.surrogate import Encoder
+from sweeper.search.encoding import Encoder
 from sweeper.train.settings import Settings
 
 Key: TypeAlias = tuple[tuple[str, Scalar], ...]

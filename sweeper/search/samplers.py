@@ -23,17 +23,14 @@ from sweeper.core.objective import Objective
 from sweeper.core.seeds import derive_seed
 from sweeper.core.space import Float, Int, Parameter, Params, Scalar, SearchSpace
 from sweeper.core.trial import TrialRecord, TrialState
-from sweeper.search import surrogate
 from sweeper.search.effective import Key, effective_key, untried
-from sweeper.search.surrogate import Observed
+from sweeper.search.surrogate import MIN_OBSERVED, NUM_STARTUP, Observed, Surrogate, startup
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 NUM_STARTUP_TRIALS = 10  # random draws before a model of the scores is fitted: Optuna's default
-SURROGATE_FROM = 10
-TURNS = 2
-MIN_OBSERVED = 4  # usable trials that the surrogate needs
+STARTUP_STRIDE = 1024  # points further on in the Sobol sequence, where one repeats a configuration
 NUM_REDRAWS = 20  # further suggestions when one repeats an earlier configuration
 
 
@@ -100,13 +97,13 @@ class ModelSearch:
         """
         if number == 0:
             return Asked(self._add(0, self._space.active(self._space.default), {}), {})
-        if self._sampler == "auto" and self._surrogate_turn(number):
+        if self._sampler == "auto":
             return self._ask_surrogate(number)
         for redraw in range(NUM_REDRAWS + 1):
             self._study.sampler = self._fresh_sampler(number, redraw)
             trial = self._study.ask()
             params = self._draw(trial)
-            if not self._is_known(params):
+            if self._is_new(params):
                 break
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
@@ -115,8 +112,8 @@ class ModelSearch:
         self._seen.add(effective_key(params, self._max_epochs))
         return Asked(params, self._attributes(trial))
 
-    def _is_known(self, params: Params) -> bool:
-        return effective_key(params, self._max_epochs) in self._seen
+    def _is_new(self, params: Params) -> bool:
+        return effective_key(params, self._max_epochs) not in self._seen
 
     def _ask_untried(self, number: int, attributes: dict[str, Any]) -> Asked | None:
         """Suggest any configuration that would not repeat another; None when there is none."""
@@ -196,22 +193,34 @@ class ModelSearch:
             if epoch not in known:  # told before a pause
                 trial.report(value, epoch)
 
-    def _surrogate_turn(self, number: int) -> bool:
-        """Whether the surrogate suggests this trial: TPE begins, then they take turns."""
-        usable = sum(not observed.failed for observed in self._observed)
-        return number >= SURROGATE_FROM and usable >= MIN_OBSERVED and number % TURNS != 0
-
     def _ask_surrogate(self, number: int) -> Asked | None:
-        """Suggest by the package's own model of configuration and epoch."""
+        """Suggest by the package's own model of configuration and epoch, or for its start."""
+        usable = sum(not observed.failed for observed in self._observed)
+        if number < NUM_STARTUP or usable < MIN_OBSERVED:
+            return self._ask_start(number)
+        problem = Surrogate(
+            space=self._space,
+            observed=self._observed,
+            running=[dict(trial.params) for n, trial in self._trials.items() if n not in self._paused],
+            max_epochs=self._max_epochs,
+            is_new=self._is_new,
+            start=self._theta,
+        )
+        found = problem.suggest(derive_seed(self._seed, "surrogate", self._model, number))
+        self._theta = found.theta
+        attributes = {"surrogate": found.theta}
+        if found.params is None:
+            return self._ask_untried(number, attributes)
+        return Asked(self._add(number, found.params, {}), attributes)
+
+    def _ask_start(self, number: int) -> Asked | None:
+        """Suggest a point of this search's Sobol sequence, a later one where the first repeats a configuration."""
+        seed = derive_seed(self._seed, "startup", self._model)
         for redraw in range(NUM_REDRAWS + 1):
-            seed = derive_seed(self._seed, "surrogate", self._model, number, redraw)
-            running = [dict(trial.params) for n, trial in self._trials.items() if n not in self._paused]
-            params, self._theta = surrogate.suggest(
-                self._space, self._observed, running, self._max_epochs, seed, self._theta
-            )
-            if not self._is_known(params):
-                return Asked(self._add(number, params, {}), {"surrogate": self._theta})
-        return self._ask_untried(number, {"surrogate": self._theta})
+            params = startup(self._space, number - 1 + redraw * STARTUP_STRIDE, seed)
+            if self._is_new(params):
+                return Asked(self._add(number, params, {}), {})
+        return self._ask_untried(number, {})
 
     # -- Optuna --------------------------------------------------------------------------------------------
 

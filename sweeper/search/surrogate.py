@@ -1,37 +1,49 @@
-"""A Gaussian process over (configuration, epoch): learns from stopped trials what they are, partial curves.
+"""The package's own sampler: a Gaussian process over (configuration, epoch) that learns from stopped trials.
 
-Every trial gives one observation at each epoch at which any trial ended. A mean course of training is taken off first,
-so that a trial that was stopped early is compared with what others had reached at that epoch; the process then
-predicts values at the full budget. It is never told that a stopped trial was complete.
+A trial gives one observation for each epoch at which trials ended that it reached. A mean course of training is taken
+off first, so that a trial that was stopped early is compared with what others had reached at that epoch; the process
+then predicts values at the full budget. It is never told that a stopped trial was complete.
 
-Kernel: Matérn 5/2 with one length scale a dimension, the logarithm of the epoch among them; maximum a posteriori by
-L-BFGS with exact gradients (Rasmussen and Williams 2006, ch. 5). Acquisition: expected improvement (Jones et al. 1998)
-over random points and points near the best ones; trials under way count with their predicted value (kriging believer,
-Ginsbourger et al. 2010). Bad values are cut off (winsorised): what matters is the shape near the best ones.
+- Start: the default, then a scrambled Sobol sequence (Owen 1998), so that few trials cover the space.
+- Scores: bad ones are cut off (winsorised), because what matters is the shape near the best.
+- Acquisition: expected improvement (Jones et al. 1998) at the full budget over random points and points near the best
+  ones, the most promising of which are then moved further. Trials under way count with their predicted value (kriging
+  believer, Ginsbourger et al. 2010). A few suggestions are drawn at random, against a process that is wrong and sure.
+- Trials that failed or were infeasible say nothing about scores. A second process, of how they ended, gives the chance
+  that a configuration ends well, by which the improvement is multiplied (Gelbart et al. 2014, arXiv 1403.5607).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.optimize import minimize
 from scipy.special import ndtr
+from scipy.stats.qmc import Sobol
 
-from sweeper.core.space import Categorical, Float, Int, Params, Scalar, SearchSpace
+from sweeper.core.space import Params, Scalar, SearchSpace
+from sweeper.search.encoding import Encoder
+from sweeper.search.process import Prior, Process
 
 Array = NDArray[np.float64]
 
-MAX_OBSERVATIONS = 160  # fitted at once: the best and the latest; keeps a suggestion's cost bounded
-NUM_RANDOM, NUM_NEAR, NUM_CENTRES = 384, 48, 6
-EXPLORATION = 0.08  # share of suggestions that are random whatever the process believes
+NUM_STARTUP = 6  # trials, the default among them, before the process suggests
+MIN_OBSERVED = 4  # usable trials that it needs
+MAX_OBSERVATIONS = 160  # fitted at once; keeps a suggestion's cost bounded
+MAX_EPOCHS_SEEN = 5  # epochs of one trial that are looked at
+EXPLORATION = 0.05  # share of suggestions that are random whatever the process believes
+NUM_RANDOM, NUM_NEAR, NUM_CENTRES = 600, 64, 8
+NUM_BEST, NUM_MOVED, WIDTHS = 8, 16, (0.1, 0.03)  # the best candidates are moved, by at most these shares of a range
 WORST = -3.0  # in units of (90% quantile - median)
+LEAST_CHANCE = 1e-3
+
 LENGTH_SCALE = 0.6  # of a parameter's range, before anything is known
-_MAX_ITERATIONS = 12
+EPOCH_SCALE = 1.5  # of the natural logarithm of the epoch
+NOISE = 0.02  # variance, of scores of about unit variance
 
 
 @dataclass(frozen=True)
@@ -43,78 +55,28 @@ class Observed:
     failed: bool = False
 
 
-class Encoder:
-    """Configurations of a space as points of a unit cube: numbers by their scale, categories one-hot."""
+@dataclass(frozen=True)
+class Suggestion:
+    """A configuration, and the logarithms of the hyperparameters that were fitted: where the next fit begins.
 
-    def __init__(self, space: SearchSpace) -> None:
-        self.space = space
+    ``params`` is None where none of the candidates is new.
+    """
 
-    def encode(self, configurations: Sequence[Params]) -> Array:
-        """(N, D) points; inactive parameters lie in the middle."""
-        return np.array([self._row(params) for params in configurations], dtype=np.float64)
-
-    def _row(self, params: Params) -> list[float]:
-        row: list[float] = []
-        for parameter in self.space:
-            value = params.get(parameter.name)
-            if isinstance(parameter, Categorical):
-                if len(parameter.choices) > 1:
-                    on = math.sqrt(0.5)
-                    row += [on if parameter.name in params and value == c else 0.0 for c in parameter.choices]
-            elif parameter.low < parameter.high:
-                row.append(parameter.fraction(float(value)) if isinstance(value, int | float) else 0.5)
-        return row
-
-    def decode(self, unit: Sequence[float]) -> dict[str, Scalar]:
-        """Turn one number in [0, 1) a parameter into a configuration, parents first."""
-        params: dict[str, Scalar] = {}
-        for parameter, at in zip(self.space, unit, strict=True):
-            if parameter.is_active(params):
-                params[parameter.name] = _value(parameter, at)
-        return params
-
-    def near(self, params: Params, rng: np.random.Generator) -> dict[str, Scalar]:
-        """Change some parameters of a configuration a little; what becomes active is drawn anew."""
-        found: dict[str, Scalar] = {}
-        width = 10 ** rng.uniform(-2.0, -0.5)
-        share = rng.uniform(0.2, 1.0)
-        for parameter in self.space:
-            if not parameter.is_active(found):
-                continue
-            value = params.get(parameter.name)
-            if parameter.name not in params or (isinstance(parameter, Categorical) and rng.random() < 0.15 * share):
-                found[parameter.name] = _value(parameter, rng.random())
-            elif isinstance(parameter, Float | Int) and isinstance(value, int | float) and rng.random() < share:
-                at = parameter.fraction(float(value)) + width * rng.standard_normal()
-                found[parameter.name] = _value(parameter, min(max(at, 0.0), 1.0 - 1e-9))
-            else:
-                found[parameter.name] = value
-        return found
+    params: dict[str, Scalar] | None
+    theta: list[float]
 
 
-def _value(parameter: Float | Int | Categorical, at: float) -> Scalar:
-    if isinstance(parameter, Categorical):
-        return parameter.choices[min(int(at * len(parameter.choices)), len(parameter.choices) - 1)]
-    low, high = float(parameter.low), float(parameter.high)
-    value = low * (high / low) ** at if parameter.log else low + at * (high - low)
-    if isinstance(parameter, Float):
-        return min(max(value, low), high)
-    steps = round((value - low) / parameter.step)
-    return min(
-        int(low) + steps * parameter.step,
-        parameter.low + (parameter.high - parameter.low) // parameter.step * parameter.step,
-    )
+def startup(space: SearchSpace, index: int, seed: int) -> dict[str, Scalar]:
+    """Return point ``index``, from 0, of the scrambled Sobol sequence of ``seed``."""
+    sequence = Sobol(max(len(space.parameters), 1), scramble=True, rng=np.random.default_rng(seed))
+    if index:
+        sequence.fast_forward(index)
+    return Encoder(space).decode(sequence.random(1)[0, : len(space.parameters)].tolist())
 
 
-def suggest(
-    space: SearchSpace,
-    observed: Sequence[Observed],
-    running: Sequence[Params],
-    max_epochs: int,
-    seed: int,
-    start: Sequence[float] | None = None,
-) -> tuple[dict[str, Scalar], list[float]]:
-    """Suggest a configuration.
+@dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """What a suggestion depends on.
 
     Parameters
     ----------
@@ -124,82 +86,158 @@ def suggest(
         Trials under way.
     max_epochs:
         The full budget, at which predictions are made.
+    is_new:
+        Whether a configuration may be suggested.
     start:
-        The hyperparameters of the suggestion before, from which the fit goes on.
-
-    Returns
-    -------
-    The configuration, and the logarithms of the fitted hyperparameters.
+        `Suggestion.theta` of the suggestion before.
     """
-    rng = np.random.default_rng(seed)
-    encoder = Encoder(space)
-    num = len(space.parameters)
-    random = [encoder.decode(row.tolist()) for row in rng.random((NUM_RANDOM, num))]
-    explore = rng.random() < EXPLORATION
-    points, values, centres = _observations(encoder, observed, max_epochs)
-    process = _Process.fit(points, values, start)
-    if explore:
-        return random[0], process.theta.tolist()
-    near = [encoder.near(centre, rng) for centre in centres for _ in range(NUM_NEAR)]
-    candidates = [*random, *near]
-    if running:
-        believed = _at_full(encoder.encode(running))
-        process = process.with_more(believed, process.predict(believed)[0])
-    mean, deviation = process.predict(_at_full(encoder.encode(candidates)))
-    at_known = process.predict(_at_full(points[:, :-1]))[0]
-    return candidates[int(np.argmax(_log_improvement(mean, deviation, float(at_known.max()))))], process.theta.tolist()
+
+    space: SearchSpace
+    observed: Sequence[Observed]
+    running: Sequence[Params]
+    max_epochs: int
+    is_new: Callable[[Params], bool] = lambda params: True  # noqa: ARG005
+    start: Sequence[float] | None = None
+
+    def suggest(self, seed: int) -> Suggestion:
+        """Suggest a configuration; at least one of the observed trials must not have failed."""
+        rng = np.random.default_rng(seed)
+        encoder = Encoder(self.space)
+        random = rng.random((NUM_RANDOM, encoder.num_parameters))
+        explore = rng.random() < EXPLORATION
+        scores = _scores(encoder, self.observed, self.max_epochs)
+        process = Process.fit(scores.points, scores.values, _prior(encoder, with_epoch=True), self.start)
+        if explore:
+            candidates, gains = random, -np.arange(len(random), dtype=np.float64)
+        else:
+            acquisition = self._acquisition(encoder, process, scores)
+            centres = encoder.units([self.observed[index].params for index in scores.best])
+            near = encoder.neighbours(centres, NUM_NEAR, rng)
+            candidates, gains = _climb(encoder, np.vstack([random, near]), acquisition, rng)
+        order = np.argsort(-gains, kind="stable")
+        ranked = (encoder.decode(candidates[index].tolist()) for index in order)
+        return Suggestion(next(filter(self.is_new, ranked), None), process.theta.tolist())
+
+    def _acquisition(self, encoder: Encoder, process: Process, scores: _Scores) -> Callable[[Array], Array]:
+        """Return the function from (N, P) unit rows to the logarithms of what trying them is expected to gain."""
+        if self.running:
+            believed = _at_full(encoder.features(encoder.units(self.running)))
+            process = process.with_more(believed, process.predict(believed)[0])
+        best = float(process.predict(_at_full(np.unique(scores.points[:, :-1], axis=0)))[0].max())
+        chance = _chance_of_success(encoder, self.observed)
+
+        def gain(units: Array) -> Array:
+            features = encoder.features(units)
+            return _log_improvement(*process.predict(_at_full(features)), best) + np.log(chance(features))
+
+        return gain
 
 
-def _observations(encoder: Encoder, observed: Sequence[Observed], max_epochs: int) -> tuple[Array, Array, list[Params]]:
-    """Return (N, D + 1) points, (N,) scores of which higher is better, and the best configurations."""
-    ends = sorted({max(o.losses) for o in observed if o.losses and not o.failed})
-    course = _mean_course(observed, ends)
-    rows: list[tuple[int, float, float]] = []  # trial, epoch coordinate, score
-    for index, trial in enumerate(observed):
-        if not trial.failed:
-            rows += [
-                (index, math.log(epoch / max_epochs), course[epoch] - trial.losses[epoch])
-                for epoch in ends
-                if epoch in trial.losses and math.isfinite(trial.losses[epoch])
-            ]
-    scores = np.array([score for *_, score in rows])
-    middle = float(np.median(scores))
-    scale = float(np.quantile(scores, 0.9)) - middle or 1.0
-    scores = np.maximum((scores - middle) / scale, WORST)
-    rows += [(index, 0.0, WORST) for index, trial in enumerate(observed) if trial.failed]
-    scores = np.concatenate([scores, np.full(len(rows) - len(scores), WORST)])
-    encoded = encoder.encode([trial.params for trial in observed])
-    points = np.array([[*encoded[index], at] for index, at, _ in rows])
-    best_first = np.argsort(-scores, kind="stable")
-    centres: dict[int, None] = {}
-    for row in best_first:
-        centres.setdefault(rows[row][0])
-        if len(centres) == NUM_CENTRES:
-            break
-    if len(rows) > MAX_OBSERVATIONS:
-        half = MAX_OBSERVATIONS // 2
-        kept = set(best_first[:half].tolist())
-        kept |= set([i for i in range(len(rows) - 1, -1, -1) if i not in kept][:half])
-        keep = sorted(kept)
-        points, scores = points[keep], scores[keep]
-    return points, scores, [observed[index].params for index in centres]
+def _climb(
+    encoder: Encoder, units: Array, gain: Callable[[Array], Array], rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Return the candidates and their gains, with neighbours of the best ones among them."""
+    gains = gain(units)
+    for width in WIDTHS:
+        best = units[np.argsort(-gains, kind="stable")[:NUM_BEST]]
+        moved = encoder.neighbours(best, NUM_MOVED, rng, width)
+        units, gains = np.vstack([units, moved]), np.concatenate([gains, gain(moved)])
+    return units, gains
 
 
-def _mean_course(observed: Sequence[Observed], ends: Sequence[int]) -> dict[int, float]:
-    """Return the loss of an average trial at each epoch, up to a constant: median steps of trials with both ends."""
-    course: dict[int, float] = {}
-    at = 0.0
-    for before, epoch in zip([None, *ends], ends, strict=False):
-        if before is not None:
-            steps = [o.losses[epoch] - o.losses[before] for o in observed if epoch in o.losses and before in o.losses]
-            finite = [step for step in steps if math.isfinite(step)]
-            at += float(np.median(finite)) if finite else 0.0
-        course[epoch] = at
+def _prior(encoder: Encoder, *, with_epoch: bool) -> Prior:
+    groups = list(encoder.groups)
+    num = max(groups, default=-1) + 1
+    epoch = [math.log(EPOCH_SCALE)] if with_epoch else []
+    mean = [*[math.log(LENGTH_SCALE)] * num, *epoch, 0.0, math.log(NOISE)]
+    width = [*[0.8] * (num + len(epoch)), 0.7, 1.2]
+    return Prior(mean, width, [*groups, num] if with_epoch else groups)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Observations: (N, D + 1) points with the logarithm of the share of the budget, (N,) scores, higher is better.
+
+    ``best`` are numbers of the best trials.
+    """
+
+    points: Array
+    values: Array
+    best: list[int]
+
+
+def _scores(encoder: Encoder, observed: Sequence[Observed], max_epochs: int) -> _Scores:
+    usable = [index for index, trial in enumerate(observed) if not trial.failed]
+    epochs = _epochs_looked_at([max(observed[index].losses) for index in usable], max_epochs)
+    course = _mean_course([observed[index].losses for index in usable], epochs)
+    rows: list[tuple[int, int, float]] = []  # trial, epoch, score
+    for index in usable:
+        losses = observed[index].losses
+        for epoch in sorted({epoch for epoch in epochs if epoch in losses} | {max(losses)}):
+            usual = float(np.interp(math.log(epoch), np.log(epochs), course))
+            rows.append((index, epoch, usual - losses[epoch]))
+    values = np.array([score for *_, score in rows])
+    middle = float(np.median(values))
+    scale = float(np.quantile(values, 0.9)) - middle or 1.0
+    values = np.maximum((values - middle) / scale, WORST)
+    order = np.argsort(-values, kind="stable")
+    best = list(dict.fromkeys(rows[row][0] for row in order))[:NUM_CENTRES]
+    kept = _thinned(order)
+    features = encoder.features(encoder.units([observed[rows[row][0]].params for row in kept]))
+    share = np.array([math.log(rows[row][1] / max_epochs) for row in kept])
+    return _Scores(np.column_stack([features, share]), values[kept], best)
+
+
+def _thinned(best_first: NDArray[np.intp]) -> list[int]:
+    """Return the rows to fit, ascending: all, or of many the best third, the latest third, and others spread evenly."""
+    num, third = len(best_first), MAX_OBSERVATIONS // 3
+    if num <= MAX_OBSERVATIONS:
+        return list(range(num))
+    kept = {*best_first[:third].tolist(), *range(num - third, num)}
+    others = [row for row in range(num) if row not in kept]
+    spread = np.linspace(0, len(others) - 1, MAX_OBSERVATIONS - len(kept)).round().astype(int)
+    return sorted(kept | {others[at] for at in spread})
+
+
+def _epochs_looked_at(ends: Sequence[int], max_epochs: int) -> list[int]:
+    """Return the epochs at which trials ended; of many different ones a few, such that as many end between any two."""
+    different = sorted({*ends, max_epochs})
+    if len(different) <= MAX_EPOCHS_SEEN:
+        return different
+    quantiles = np.quantile(ends, np.linspace(0, 1, MAX_EPOCHS_SEEN), method="nearest")
+    return sorted({*quantiles.astype(int).tolist(), max_epochs})
+
+
+def _mean_course(losses: Sequence[Mapping[int, float]], epochs: Sequence[int]) -> list[float]:
+    """Return the loss of an average trial at each epoch, up to a constant: median steps of trials with both epochs."""
+    course = [0.0]
+    for before, epoch in pairwise(epochs):
+        steps = [trial[epoch] - trial[before] for trial in losses if epoch in trial and before in trial]
+        course.append(course[-1] + (float(np.median(steps)) if steps else 0.0))
     return course
 
 
-def _at_full(points: Array) -> Array:
-    return np.column_stack([points, np.zeros(len(points))])
+def _chance_of_success(encoder: Encoder, observed: Sequence[Observed]) -> Callable[[Array], Array]:
+    """Return the function from (N, D) features to the chance that a trial there does not fail."""
+    latest = observed[-MAX_OBSERVATIONS:]
+    if not any(trial.failed for trial in latest):
+        return lambda features: np.ones(len(features))
+    points = encoder.features(encoder.units([trial.params for trial in latest]))
+    ended_well = np.array([0.0 if trial.failed else 1.0 for trial in latest])
+    spread = float(ended_well.std()) or 1.0
+    process = Process.fit(points, (ended_well - ended_well.mean()) / spread, _prior(encoder, with_epoch=False), None)
+
+    def chance(features: Array) -> Array:
+        mean, deviation = process.predict(features)
+        latent = ended_well.mean() + spread * mean
+        well: Array = ndtr((latent - 0.5) / (spread * np.maximum(deviation, 0.1)))
+        return np.maximum(well, LEAST_CHANCE)
+
+    return chance
+
+
+def _at_full(features: Array) -> Array:
+    return np.column_stack([features, np.zeros(len(features))])
 
 
 def _log_improvement(mean: Array, deviation: Array, best: float) -> Array:
@@ -208,75 +246,5 @@ def _log_improvement(mean: Array, deviation: Array, best: float) -> Array:
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
     improvement = density + z * ndtr(z)
     far = np.log(density + 1e-300) - 2 * np.log(np.maximum(np.abs(z), 1.0))
-    return np.log(deviation) + np.where(z > -5, np.log(np.maximum(improvement, 1e-300)), far)
-
-
-class _Process:
-    """Gaussian process regression; ``theta``: log length scales (D), log signal and log noise variance."""
-
-    def __init__(self, points: Array, values: Array, theta: Array) -> None:
-        self.theta = theta
-        self._points, self._values = points, values
-        kernel, _ = _kernel(points, points, theta)
-        kernel[np.diag_indices_from(kernel)] += math.exp(theta[-1]) + 1e-6
-        self._factor = cho_factor(kernel, lower=True)
-        self._mean = float(values.mean())
-        self._weights = cho_solve(self._factor, values - self._mean)
-
-    @classmethod
-    def fit(cls, points: Array, values: Array, start: Sequence[float] | None) -> _Process:
-        size = points.shape[1]
-        prior = np.array([*[math.log(LENGTH_SCALE)] * (size - 1), math.log(1.5), 0.0, math.log(0.02)])
-        width = np.array([*[0.8] * size, 0.7, 1.2])
-        first = prior if start is None or len(start) != len(prior) else np.asarray(start)
-        bounds = [(p - 4 * w, p + 4 * w) for p, w in zip(prior, width, strict=True)]
-        found = minimize(
-            _loss,
-            first,
-            (points, values, prior, width),
-            "L-BFGS-B",
-            True,
-            bounds=bounds,
-            options={"maxiter": _MAX_ITERATIONS},
-        )
-        return cls(points, values, found.x)
-
-    def with_more(self, points: Array, values: Array) -> _Process:
-        """Add observations without fitting again."""
-        return _Process(np.vstack([self._points, points]), np.concatenate([self._values, values]), self.theta)
-
-    def predict(self, points: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of the noise-free value at each point."""
-        cross, _ = _kernel(points, self._points, self.theta)
-        mean = self._mean + cross @ self._weights
-        half = solve_triangular(self._factor[0], cross.T, lower=True)
-        variance = math.exp(self.theta[-2]) - np.einsum("ij,ij->j", half, half)
-        return mean, np.sqrt(np.maximum(variance, 1e-10))
-
-
-def _kernel(a: Array, b: Array, theta: Array) -> tuple[Array, tuple[Array, Array]]:
-    scaled_a, scaled_b = a / np.exp(theta[:-2]), b / np.exp(theta[:-2])
-    square = np.maximum((scaled_a**2).sum(1)[:, None] + (scaled_b**2).sum(1)[None] - 2 * scaled_a @ scaled_b.T, 0.0)
-    root = np.sqrt(5 * square)
-    decay = math.exp(theta[-2]) * np.exp(-root)
-    return decay * (1 + root + root**2 / 3), (root, decay)
-
-
-def _loss(theta: Array, points: Array, values: Array, prior: Array, width: Array) -> tuple[float, Array]:
-    """Negative log posterior and its gradient."""
-    kernel, (root, decay) = _kernel(points, points, theta)
-    noise = math.exp(theta[-1])
-    noisy = kernel + (noise + 1e-6) * np.eye(len(kernel))
-    factor = cho_factor(noisy, lower=True)
-    centred = values - values.mean()
-    weights = cho_solve(factor, centred)
-    inverse = cho_solve(factor, np.eye(len(kernel)))
-    slope = 0.5 * (inverse - np.outer(weights, weights))
-    radial = slope * decay * (1 + root) * (5 / 3)
-    scaled = points / np.exp(theta[:-2])
-    row = radial.sum(1)
-    by_length = 2 * ((scaled**2).T @ row - np.einsum("ij,ij->j", scaled, radial @ scaled))
-    gradient = np.concatenate([by_length, [(slope * kernel).sum(), noise * np.trace(slope)]])
-    off = (theta - prior) / width
-    loss = 0.5 * centred @ weights + np.log(np.diag(factor[0])).sum() + 0.5 * off @ off
-    return float(loss), gradient + off / width
+    near = np.log(np.maximum(improvement, 1e-300))
+    return np.where(z > -5, near, far) + np.log(deviation)

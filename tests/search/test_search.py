@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from sweeper.core.objective import Objective
 from sweeper.core.space import Categorical, Float, Int, SearchSpace
 from sweeper.core.trial import Measurement, TrialRecord, TrialSpec, TrialState
+from sweeper.search import samplers
 from sweeper.search.samplers import ModelSearch
+from sweeper.search.surrogate import Surrogate
 
 SPACE = SearchSpace(
     parameters=(
@@ -29,10 +31,17 @@ def new(sampler):
 
 
 def record(number, params, state, value):
+    """A trial that reached all of three epochs when complete, one or two when stopped, one when it failed."""
     spec = TrialSpec(trial_id=f"t{number}", number=number, model="m", params=params, seed=0, max_epochs=3)
-    measured = Measurement(epoch=1, train_loss=1.0, validation_loss=1.0, metrics={"acc": value}, elapsed_seconds=1.0)
+    epochs = {TrialState.COMPLETE: 3, TrialState.PRUNED: 1 + number % 2}.get(state, 1)
+    measured = tuple(
+        Measurement(
+            epoch=epoch, train_loss=1.0, validation_loss=1.0, metrics={"acc": value}, elapsed_seconds=float(epoch)
+        )
+        for epoch in range(1, epochs + 1)
+    )
     final = value if state is TrialState.COMPLETE else None
-    return TrialRecord(spec=spec, state=state, value=final, measurements=(measured,))
+    return TrialRecord(spec=spec, state=state, value=final, measurements=measured)
 
 
 ENDS = st.sampled_from([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.INFEASIBLE])
@@ -60,10 +69,14 @@ def play(search, events):
 BEGINNING = [(TrialState.COMPLETE, 0.1 * ((7 * n) % 12), 0) for n in range(12)]
 
 
-@pytest.mark.parametrize("sampler", ["auto", "tpe", "random", "qmc", "gp", "cmaes"])
+SAMPLERS = ("auto", "tpe", "random", "qmc", "gp", "cmaes")
+EVENTS = st.lists(st.tuples(ENDS, VALUES, st.integers(0, 3)), min_size=0, max_size=10)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_replayed_search_suggests_what_the_live_one_does(sampler):
-    @settings(max_examples=4 if sampler == "gp" else 10, deadline=None)
-    @given(st.booleans(), st.lists(st.tuples(ENDS, VALUES, st.integers(0, 3)), min_size=0, max_size=10))
+    @settings(max_examples=3 if sampler == "gp" else 10, deadline=None)
+    @given(st.booleans(), EVENTS)
     def check(begun, events):
         events = [*BEGINNING, *events] if begun else events
         live = new(sampler)
@@ -76,18 +89,37 @@ def test_a_replayed_search_suggests_what_the_live_one_does(sampler):
     check()
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(ENDS, VALUES, st.integers(0, 3)), min_size=1, max_size=20))
-def test_pruned_trials_are_never_told_as_complete_and_nothing_ended_stays_running(events):
-    search = new("tpe")
-    records, _, log = play(search, events)
-    ended = [r for r in records if ("ended", r.spec.trial_id, 0) in log]
-    complete = sum(r.state is TrialState.COMPLETE and math.isfinite(r.value) for r in ended)
-    pruned = sum(r.state is TrialState.PRUNED and math.isfinite(r.measurements[0].metrics["acc"]) for r in ended)
-    states = [trial.state.name for trial in search.optuna_study.get_trials(deepcopy=False)]
-    assert states.count("COMPLETE") == complete
-    assert states.count("PRUNED") == pruned
-    assert states.count("RUNNING") == len(records) - len(ended)
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "random", "qmc", "cmaes"])
+def test_pruned_trials_are_never_told_as_complete_and_nothing_ended_stays_running(sampler, monkeypatch):
+    """Neither to Optuna nor to the surrogate, whatever happened."""
+    shown = []
+
+    def spied(**problem):
+        shown.append(list(problem["observed"]))
+        return Surrogate(**problem)
+
+    monkeypatch.setattr(samplers, "Surrogate", spied)
+
+    @settings(max_examples=12, deadline=None)
+    @given(EVENTS)
+    def check(events):
+        shown.clear()
+        search = new(sampler)
+        records, _, log = play(search, events)
+        ended = [r for r in records if ("ended", r.spec.trial_id, 0) in log]
+        finite = {r.spec.number: math.isfinite(r.measurements[0].metrics["acc"]) for r in ended}
+        states = [trial.state.name for trial in search.optuna_study.get_trials(deepcopy=False)]
+        assert states.count("COMPLETE") == sum(r.state is TrialState.COMPLETE and finite[r.spec.number] for r in ended)
+        assert states.count("PRUNED") == sum(r.state is TrialState.PRUNED and finite[r.spec.number] for r in ended)
+        assert states.count("RUNNING") == len(records) - len(ended)
+        for observed in shown:
+            for trial, made in zip(observed, ended, strict=False):  # `ended` is in the order of telling
+                reached = made.measurements[-1].epoch if finite[made.spec.number] else 0
+                assert set(trial.losses) == set(range(1, reached + 1))
+                assert (3 in trial.losses) <= (made.state is TrialState.COMPLETE)
+                assert trial.failed == (made.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not reached)
+
+    check()
 
 
 def test_the_first_suggestion_is_the_default_and_conditions_hold():

@@ -1,0 +1,107 @@
+"""A Gaussian process with a Matérn 5/2 kernel, a length scale for each group of features, and noise.
+
+Hyperparameters: maximum a posteriori by L-BFGS with exact gradients (Rasmussen and Williams 2006, ch. 5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg.lapack import dpotri
+from scipy.optimize import minimize
+
+Array = NDArray[np.float64]
+
+MAX_ITERATIONS = 12
+_JITTER = 1e-6
+
+
+class Prior:
+    """Normal priors of the logarithms of length scales, signal variance and noise variance."""
+
+    def __init__(self, mean: Sequence[float], width: Sequence[float], groups: Sequence[int]) -> None:
+        self.mean, self.width = np.asarray(mean, dtype=float), np.asarray(width, dtype=float)
+        self.groups = np.asarray(groups, dtype=int)
+
+
+class Process:
+    """A fitted process.
+
+    Attributes
+    ----------
+    theta:
+        Logarithms of the length scales by group, of the signal variance and of the noise variance.
+    """
+
+    def __init__(self, points: Array, values: Array, theta: Array, groups: NDArray[np.int_]) -> None:
+        self._points, self._values, self.theta, self._groups = points, values, theta, groups
+        kernel, _ = _kernel(points, points, theta, groups)
+        kernel[np.diag_indices_from(kernel)] += math.exp(theta[-1]) + _JITTER
+        self._factor = cho_factor(kernel, lower=True)
+        self._mean = float(values.mean())
+        self._weights = cho_solve(self._factor, values - self._mean)
+
+    @classmethod
+    def fit(cls, points: Array, values: Array, prior: Prior, start: Sequence[float] | None) -> Process:
+        """Fit (N, D) points and (N,) values of about unit scale, beginning at ``start``."""
+        first = prior.mean if start is None or len(start) != len(prior.mean) else np.asarray(start)
+        bounds = [(p - 4 * w, p + 4 * w) for p, w in zip(prior.mean, prior.width, strict=True)]
+        found = minimize(
+            negative_log_posterior,
+            first,
+            (points, values, prior),
+            "L-BFGS-B",
+            True,
+            bounds=bounds,
+            options={"maxiter": MAX_ITERATIONS},
+        )
+        return cls(points, values, found.x, prior.groups)
+
+    def with_more(self, points: Array, values: Array) -> Process:
+        """Add observations without fitting again."""
+        both = np.vstack([self._points, points]), np.concatenate([self._values, values])
+        return Process(*both, self.theta, self._groups)
+
+    def predict(self, points: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation of the noise-free value at each point."""
+        cross, _ = _kernel(points, self._points, self.theta, self._groups)
+        mean = self._mean + cross @ self._weights
+        half = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
+        variance = math.exp(self.theta[-2]) - np.einsum("ij,ij->j", half, half)
+        return mean, np.sqrt(np.maximum(variance, 1e-10))
+
+
+def _kernel(a: Array, b: Array, theta: Array, groups: NDArray[np.int_]) -> tuple[Array, tuple[Array, Array]]:
+    scale = np.exp(theta[:-2])[groups]
+    scaled_a, scaled_b = a / scale, b / scale
+    square = np.maximum((scaled_a**2).sum(1)[:, None] + (scaled_b**2).sum(1)[None] - 2 * scaled_a @ scaled_b.T, 0.0)
+    root = np.sqrt(5 * square)
+    decay = math.exp(theta[-2]) * np.exp(-root)
+    return decay * (1 + root + root**2 / 3), (root, decay)
+
+
+def negative_log_posterior(theta: Array, points: Array, values: Array, prior: Prior) -> tuple[float, Array]:
+    """Negative log posterior of the hyperparameters, and its gradient."""
+    kernel, (root, decay) = _kernel(points, points, theta, prior.groups)
+    noise = math.exp(theta[-1])
+    noisy = kernel + (noise + _JITTER) * np.eye(len(kernel))
+    factor = cho_factor(noisy, lower=True, check_finite=False)
+    centred = values - values.mean()
+    weights = cho_solve(factor, centred, check_finite=False)
+    lower, _ = dpotri(factor[0], lower=1)
+    lower = np.tril(lower)
+    inverse = lower + lower.T - np.diag(np.diag(lower))
+    slope = 0.5 * (inverse - np.outer(weights, weights))
+    radial = slope * decay * (1 + root) * (5 / 3)
+    scaled = points / np.exp(theta[:-2])[prior.groups]
+    row = radial.sum(1)
+    by_feature = 2 * ((scaled**2).T @ row - np.einsum("ij,ij->j", scaled, radial @ scaled))
+    by_length = np.bincount(prior.groups, weights=by_feature, minlength=len(theta) - 2)
+    gradient = np.concatenate([by_length, [(slope * kernel).sum(), noise * np.trace(slope)]])
+    off = (theta - prior.mean) / prior.width
+    loss = 0.5 * centred @ weights + np.log(np.diag(factor[0])).sum() + 0.5 * off @ off
+    return float(loss), gradient + off / prior.width
