@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from sweeper.core.errors import InputError, Problem, StopRequested, SweeperError
+from sweeper.core.errors import InputError, Problem, RunFailedError, StopRequested, SweeperError
 
 if TYPE_CHECKING:
     from sweeper.core.objective import Goal
@@ -29,6 +29,7 @@ app = typer.Typer(
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="study file")]
 StudyOrResults = Annotated[Path, typer.Argument(metavar="STUDY.yaml|RESULTS", help="study file or result folder")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as search.num_trials=8")]
+Launched = Annotated[str, typer.Argument(metavar="NAME", help="what `sweeper launch` printed")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 AcceptChange = Annotated[bool, typer.Option("--accept-change", help="go on although the study has changed; recorded")]
 
@@ -114,11 +115,22 @@ def resume(study: StudyOrResults, accept_change: AcceptChange = False, as_json: 
 
 
 @app.command()
-def status(study: StudyOrResults, as_json: AsJson = False) -> None:
-    """Say where a run stands; works from another terminal."""
-    from sweeper.workflows.inspect import study_status
+def status(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml|RESULTS|NAME", help="study, results or launch")],
+    as_json: AsJson = False,
+) -> None:
+    """Say where a run or a launch stands; works from another terminal."""
+    from sweeper.clusters.launches import is_launch
 
-    report = study_status(_results(study))
+    report: Any
+    if not study.exists() and is_launch(str(study)):
+        from sweeper.workflows.launching import launch_status
+
+        report = launch_status(str(study))
+    else:
+        from sweeper.workflows.inspect import study_status
+
+        report = study_status(_results(study))
     typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
 
 
@@ -214,6 +226,79 @@ def import_(
 
 
 @app.command()
+def launch(
+    study: StudyFile,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="a profile's name or file; left out: the study's own")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print exactly what would be submitted")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="print its output until it ends")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a study to a cluster and return its name at once."""
+    from sweeper.workflows.launching import planned, submit
+
+    with planned(study, overrides or (), cluster) as plan:
+        if dry_run:
+            typer.echo(plan.as_text())
+            return
+        record = submit(plan)
+    typer.echo(json.dumps({"name": record.name, "results": record.results}) if as_json else record.name)
+    if follow:
+        _follow(record.name)
+
+
+@app.command()
+def logs(
+    name: Launched,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until it ends")] = False,
+) -> None:
+    """Print a launch's output."""
+    from sweeper.workflows.launching import launch_logs
+
+    if follow:
+        _follow(name)
+        return
+    for line in launch_logs(name, follow=False):
+        typer.echo(line)
+
+
+@app.command()
+def cancel(name: Launched) -> None:
+    """Stop a launch; finished work is kept, and launching the study again goes on."""
+    from sweeper.workflows.launching import cancel as cancel_launch
+
+    cancel_launch(name)
+
+
+@app.command()
+def fetch(
+    name: Launched,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="a new folder; left out: results/STUDY")] = None,
+) -> None:
+    """Bring a launch's results home."""
+    from sweeper.workflows.launching import fetch as fetch_launch
+
+    typer.echo(str(fetch_launch(name, output)))
+
+
+@app.command()
+def doctor(
+    study: Annotated[Path | None, typer.Argument(metavar="[STUDY.yaml]", help="asks for what it needs, too")] = None,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="a profile's name or file")] = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Examine this machine or a cluster before anything is spent; exit code 2 when something must be mended."""
+    from sweeper.workflows.launching import examine
+
+    diagnosis = examine(cluster, study)
+    typer.echo(json.dumps(diagnosis.as_dict(), indent=2) if as_json else diagnosis.as_text())
+    if diagnosis.exit_code:
+        raise typer.Exit(diagnosis.exit_code)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of study files, for editors."""
     from sweeper.spec.load import study_schema
@@ -249,6 +334,17 @@ def _finish(work: Any, study: Path, overrides: Sequence[str], as_json: bool) -> 
     else:
         _print_leaderboard(result.leaderboard)
         typer.echo(f"report: {result.path / 'report' / 'index.html'}")
+
+
+def _follow(name: str) -> None:
+    """Print a launch's output until it ends; exit 1 when it did not succeed."""
+    from sweeper.workflows.launching import launch_logs, wait_state
+
+    for line in launch_logs(name, follow=True):
+        typer.echo(line)
+    state = wait_state(name)
+    if state.value != "SUCCEEDED":
+        raise RunFailedError(f"{name}: {state.value}; see `sweeper status {name}`")
 
 
 def _results(study: Path) -> Path:

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -18,6 +18,7 @@ from sweeper.spec.study import StudySpec
 from sweeper.spec.yaml import Document, parse_yaml, read_yaml
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+M = TypeVar("M", bound=BaseModel)
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:
@@ -58,6 +59,21 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:
     if problems:
         raise InputError(problems)
     return spec
+
+
+def validate(model: type[M], document: Document) -> M:
+    """Check a parsed file against its type.
+
+    Raises
+    ------
+    InputError
+        With every problem, each with its place in the file.
+    """
+    try:
+        return model.model_validate(document.data)
+    except ValidationError as error:
+        found = [_problem(document, {}, document.data, dict(detail), model) for detail in error.errors()]
+        raise InputError(found) from None
 
 
 def dump_study(spec: StudySpec) -> str:
@@ -118,7 +134,13 @@ def _apply(data: Any, override: str) -> tuple[str | int, ...]:
     return tuple(path)
 
 
-def _problem(document: Document, sources: dict[Any, str], data: Any, detail: dict[str, Any]) -> Problem:
+def _problem(
+    document: Document,
+    sources: dict[Any, str],
+    data: Any,
+    detail: dict[str, Any],
+    model: type[BaseModel] = StudySpec,
+) -> Problem:
     """Turn one of pydantic's errors into a line of ours."""
     location = _location(data, detail["loc"])
     override = next((text for path, text in sources.items() if path == location[: len(path)]), None)
@@ -126,7 +148,7 @@ def _problem(document: Document, sources: dict[Any, str], data: Any, detail: dic
     kind, context = detail["type"], detail.get("ctx", {})
     value = str(detail.get("input"))
     if kind == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], model)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
         return Problem(place, "no such key", str(location[-1]), remedy)
@@ -152,9 +174,8 @@ def _location(data: Any, location: Sequence[str | int]) -> tuple[str | int, ...]
     return tuple(path)
 
 
-def _known_keys(path: Sequence[str | int]) -> list[str]:
+def _known_keys(path: Sequence[str | int], model: Any) -> list[str]:
     """Return the keys that are allowed at ``path``."""
-    model: Any = StudySpec
     for part in path:
         if isinstance(part, int):
             continue

@@ -127,8 +127,9 @@ def settle(study: Study) -> Study:
 def _unsupported(spec: StudySpec) -> list[Problem]:
     problems = []
     if spec.cluster.profile != "local":
-        remedy = "use `local`, or {address: HOST:PORT} of a running Ray"
-        problems.append(Problem("cluster.profile", "must be a known profile", spec.cluster.profile, remedy))
+        remedy = "sweeper launch STUDY, or use `local` or {address: HOST:PORT} of a running Ray"
+        rule = "a study for a cluster is launched, not run here"
+        problems.append(Problem("cluster.profile", rule, spec.cluster.profile, remedy))
     if "split" in spec.confirm.vary and spec.task.data.time is not None:
         rule = "splits by time cannot be drawn anew"
         problems.append(Problem("confirm.vary", rule, "split", "remove it, or task.data.time"))
