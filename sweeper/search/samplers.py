@@ -255,12 +255,12 @@ class ModelSearch:
         params: dict[str, Scalar] = {}
         for parameter in self._space:
             if parameter.is_active(params):
-                params[parameter.name] = trial._suggest(parameter.name, _distribution(parameter))
+                params[parameter.name] = trial._suggest(parameter.name, distribution(parameter))
         return params
 
     def _add(self, number: int, params: Params, attributes: Mapping[str, Any]) -> dict[str, Scalar]:
         """Enter a trial that was suggested before, or not by a sampler, as running."""
-        known = {p.name: _distribution(p) for p in self._space if p.name in params}
+        known = {p.name: distribution(p) for p in self._space if p.name in params}
         frozen = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,
             params={name: params[name] for name in known},
@@ -294,7 +294,8 @@ def _check_package(sampler: str) -> None:
         raise InputError(Problem("search.sampler", "cmaes needs the package cmaes", "not installed", remedy))
 
 
-def _distribution(parameter: Parameter) -> BaseDistribution:
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """Return a parameter in Optuna's words."""
     if isinstance(parameter, Float):
         return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
     if isinstance(parameter, Int):

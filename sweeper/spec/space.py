@@ -146,7 +146,26 @@ def _parameter_as_dict(parameter: Parameter) -> dict[str, Any]:
     if isinstance(parameter, Categorical):
         return {"type": "categorical", "choices": list(parameter.choices), **when}
     kind = "int" if isinstance(parameter, Int) else "float"
-    return {"type": kind, "low": parameter.low, "high": parameter.high, "log": parameter.log, **when}
+    step = {"step": parameter.step} if isinstance(parameter, Int) and parameter.step != 1 else {}
+    return {"type": kind, "low": parameter.low, "high": parameter.high, "log": parameter.log, **step, **when}
+
+
+def space_from_dict(entry: Mapping[str, Any]) -> SearchSpace:
+    """Return the space that `space_as_dict` wrote; an entry without ranges, as of an import, has no parameters."""
+    parameters: list[Parameter] = []
+    for name, fields in entry.get("parameters", {}).items():
+        when = {parent: tuple(values) for parent, values in fields.get("when", {}).items()}
+        if fields["type"] == "categorical":
+            parameters.append(Categorical(name=name, choices=tuple(fields["choices"]), when=when))
+        else:
+            low, high, log = fields["low"], fields["high"], fields["log"]
+            if fields["type"] == "int":
+                parameters.append(Int(name=name, low=low, high=high, log=log, step=fields.get("step", 1), when=when))
+            else:
+                parameters.append(Float(name=name, low=low, high=high, log=log, when=when))
+    return SearchSpace(
+        parameters=tuple(parameters), default=dict(entry.get("default", {})), source=str(entry.get("source", ""))
+    )
 
 
 class _Loader:

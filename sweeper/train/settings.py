@@ -14,6 +14,35 @@ UNFREEZING = ("full", "head_only", "last_blocks", "gradual", "head_then_full")
 LR_SCHEDULES = ("linear", "cosine", "slanted_triangular", "constant")
 OPTIMIZERS = ("adamw", "sgd")
 BALANCES = ("none", "class-weights", "sampler")
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "learning_rate": (0, 100),
+    "weight_decay": (0, 10),
+    "warmup_ratio": (0, 1),
+    "max_grad_norm": (0, math.inf),
+    "momentum": (0, 1),
+    "dropout": (0, 0.99),
+    "attention_dropout": (0, 0.99),
+    "drop_path": (0, 0.99),
+    "label_smoothing": (0, 0.99),
+    "layer_decay": (0, 1),
+    "head_fraction": (0, 1),
+    "head_learning_rate": (0, 100),
+    "focal_gamma": (0, 10),
+    "random_crop": (0, 0.5),
+    "horizontal_flip": (0, 1),
+    "mixup_alpha": (0, 10),
+    "cutmix_alpha": (0, 10),
+    "token_dropout": (0, 0.9),
+}
+"""What training takes: the least and the greatest value of each real number."""
+LEAST: Mapping[str, int] = {
+    "batch_size": 1,
+    "num_unfrozen_blocks": 1,
+    "epochs_per_stage": 1,
+    "patience": 1,
+    "num_reinitialised_blocks": 0,
+}
+"""The least value of each whole number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,36 +101,11 @@ class Settings:
         return settings
 
     def _check(self) -> None:
-        for name, low, high in (
-            ("learning_rate", 0, 100),
-            ("weight_decay", 0, 10),
-            ("warmup_ratio", 0, 1),
-            ("max_grad_norm", 0, math.inf),
-            ("momentum", 0, 1),
-            ("dropout", 0, 0.99),
-            ("attention_dropout", 0, 0.99),
-            ("drop_path", 0, 0.99),
-            ("label_smoothing", 0, 0.99),
-            ("layer_decay", 0, 1),
-            ("head_fraction", 0, 1),
-            ("head_learning_rate", 0, 100),
-            ("focal_gamma", 0, 10),
-            ("random_crop", 0, 0.5),
-            ("horizontal_flip", 0, 1),
-            ("mixup_alpha", 0, 10),
-            ("cutmix_alpha", 0, 10),
-            ("token_dropout", 0, 0.9),
-        ):
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and low <= value <= high):
                 raise InfeasibleError(f"{name}: must be a number from {low} to {high}, got {value!r}")
-        for name, least in (
-            ("batch_size", 1),
-            ("num_unfrozen_blocks", 1),
-            ("epochs_per_stage", 1),
-            ("patience", 1),
-            ("num_reinitialised_blocks", 0),
-        ):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if name == "patience" and value is None:
                 continue

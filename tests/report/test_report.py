@@ -11,7 +11,9 @@ import pytest
 from results_folder import SEEDS, make_results
 
 from sweeper.core.objective import Objective
+from sweeper.core.space import Float, Int
 from sweeper.report.build import build_report
+from sweeper.report.explain import _wider, explain
 from sweeper.report.gaps import gaps
 from sweeper.report.latex import escape as latex_escape
 from sweeper.report.markdown import escape
@@ -55,6 +57,29 @@ def test_the_report_says_what_was_unequal_and_where_a_range_ends(results):
     assert "the best learning" in text
     assert "high end of its range" in text
     assert "Trivial baseline" in text
+
+
+def test_a_best_value_near_an_end_of_its_range_comes_with_a_wider_one(results):
+    found = explain(read_source(results))["good"]
+    assert found["boundaries"] == [
+        {
+            "name": "learning_rate",
+            "value": 9.9e-3,
+            "end": "high",
+            "bound": 1e-2,
+            "suggested": 0.32,
+            "override": "models.good.space.learning_rate.high=0.32",
+        }
+    ]
+    assert found["importance"] == {}
+    assert found["ablation"] is None
+
+
+def test_an_end_that_training_cannot_pass_is_no_finding():
+    assert _wider(Float(name="dropout", low=0.0, high=0.4), "low") == 0.0
+    assert _wider(Float(name="dropout", low=0.0, high=0.4), "high") == 0.6
+    assert _wider(Int(name="epochs_per_stage", low=1, high=2), "low") == 1
+    assert _wider(Int(name="num_unfrozen_blocks", low=1, high=4), "high") == 6
 
 
 def test_before_the_confirmation_nothing_is_claimed(tmp_path):
