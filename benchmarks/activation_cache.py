@@ -33,8 +33,8 @@ from sweeper.models.load import load
 from sweeper.spec.study import DataSpec, ModelSpec, TaskSpec
 from sweeper.tasks.registry import make_task
 from sweeper.train.activation_cache import ActivationStore
-from sweeper.train.evaluate import TrainOptions
 from sweeper.train.loop import TrainData, train
+from sweeper.train.options import TrainOptions
 from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import stages
 

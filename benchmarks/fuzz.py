@@ -42,7 +42,8 @@ from sweeper.core.objective import Objective
 from sweeper.core.space import Params
 from sweeper.core.trial import Measurement, TrialSpec, TrialState
 from sweeper.data.prepare import prepare
-from sweeper.models.load import inspect, load
+from sweeper.models.checkpoints import inspect
+from sweeper.models.load import load
 from sweeper.spec.load import load_study
 from sweeper.spec.space import load_space
 from sweeper.spec.study import DataSpec, ModelSpec, TaskSpec

@@ -7,7 +7,8 @@ from sweeper.data.prepare import prepare
 from sweeper.models.load import load
 from sweeper.spec.study import DataSpec, ModelSpec, TaskSpec
 from sweeper.tasks.registry import make_task
-from sweeper.train.loop import TrainData, TrainOptions, train
+from sweeper.train.loop import TrainData, train
+from sweeper.train.options import TrainOptions
 
 
 class Bench:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 from sweeper.engine.environment import prepare
@@ -15,11 +14,11 @@ from sweeper.core.trial import TrialSpec  # noqa: E402
 from sweeper.engine.cluster import connection, lane_count, worker_resources  # noqa: E402
 from sweeper.engine.lanes import Lanes, LaneShape  # noqa: E402
 from sweeper.engine.tune import run_assignments  # noqa: E402
-from sweeper.engine.worker import TrainingWorker, WorkerConfig  # noqa: E402
+from sweeper.engine.worker_config import WorkerConfig  # noqa: E402
 from sweeper.spec.load import load_study  # noqa: E402
 from sweeper.store.ledger import Ledger  # noqa: E402
 from sweeper.store.state import StudyState  # noqa: E402
-from sweeper.train.evaluate import TrainOptions  # noqa: E402
+from sweeper.train.options import TrainOptions  # noqa: E402
 from sweeper.workflows.book import Book  # noqa: E402
 from sweeper.workflows.conductors import ConfirmConductor  # noqa: E402
 from sweeper.workflows.study import provisional, settle  # noqa: E402
@@ -47,7 +46,7 @@ def main() -> None:
         book = Book(ledger, state, study.objective, 1, [])
         shape = LaneShape(num_workers=1, resources_per_worker=worker_resources("auto", 1))
         config = WorkerConfig(spec=spec, paths=study.paths, options=TrainOptions(), cpus=1)
-        with Lanes(lane_count(shape, "auto"), shape, partial(TrainingWorker, config), study.paths.scratch) as lanes:
+        with Lanes(lane_count(shape, "auto"), shape, config.start, study.paths.scratch) as lanes:
             lanes.wait_ready()
             conductor = ConfirmConductor(book, trials, lambda: False)
             run_assignments(lanes, conductor, scratch=study.paths.scratch, max_retries=0, epoch_timeout_seconds=600)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 
 
 def split_off(
@@ -28,6 +27,8 @@ def split_off(
     tuple of arrays
         Row numbers of the rest and of the share, both ascending.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+
     everything = np.arange(len(labels))
     if groups is not None:
         folds = max(2, round(1 / share)) if share <= 0.5 else 2

@@ -16,18 +16,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 import ray
+from ray import cloudpickle
 
 from sweeper.core.errors import InfeasibleError, RunFailedError, TrialError
 from sweeper.core.trial import TrialState
 from sweeper.engine import environment
 from sweeper.engine.exchange import find_exchange, start_exchange
 from sweeper.engine.messages import Command, Failed, Reply
-
-if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
 
 logger = logging.getLogger("sweeper")
 
@@ -74,7 +72,7 @@ def _serve(config: dict[str, Any]) -> None:
     rank, lane, exchange = context.get_world_rank(), config["lane"], find_exchange(config["exchange"])
     me = ray.get_runtime_context().current_actor
     group = ray.util.get_current_placement_group()
-    worker: LaneWorker = config["make_worker"]()
+    worker: LaneWorker = cloudpickle.loads(config["make_worker"])()
     ray.get(exchange.join.remote(lane, rank, context.get_world_size(), me, group))
     while (item := ray.get(exchange.next_command.remote(lane, rank))) is not None:
         token, command = item
@@ -99,17 +97,24 @@ def _failed(error: Exception, state: TrialState, trace: str, *, lane_is_sound: b
     return Failed(state=state, reason=f"{kind}: {text}" if text else kind, trace=trace, lane_is_sound=lane_is_sound)
 
 
-def _lane_trainer() -> type[TorchTrainer]:
-    """Return a TorchTrainer without the helpers that a lane has no use for: Ray Data's manager, and the cleaner.
+def _lane_trainer(num_workers: int) -> Any:
+    """Return a trainer without the helpers that a lane has no use for: Ray Data's manager, and the cleaner.
 
     The cleaner of placement groups is detached and outlives a killed controller, for ever on a shared cluster; the
     driver removes the groups itself. Where Ray no longer asks for this method, the helpers are started as ever.
+    A single worker needs no process group, and its controller then no torch.
     """
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    class LaneTrainer(TorchTrainer):
+    base: Any = DataParallelTrainer
+    if num_workers > 1:
+        from ray.train.torch import TorchTrainer
+
+        base = TorchTrainer
+
+    class LaneTrainer(base):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
-            made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            made: list[Any] = super()._create_default_callbacks()
             return [callback for callback in made if type(callback).__name__ not in _SPARED]
 
     return LaneTrainer
@@ -212,12 +217,13 @@ class Lanes:
         from ray.train import RunConfig, ScalingConfig
         from ray.train.v2.api.config import FailureConfig  # ray.train's own name is typed as V1's
 
-        trainer = _lane_trainer()(
+        trainer = _lane_trainer(self.shape.num_workers)(
             _serve,
             train_loop_config={
                 "lane": lane,
                 "exchange": self.exchange_name,
-                "make_worker": self._make_worker,
+                # Opaque to the controller, which would import all that the worker needs: seconds, and half a gigabyte.
+                "make_worker": cloudpickle.dumps(self._make_worker),  # type: ignore[no-untyped-call]
             },
             scaling_config=ScalingConfig(
                 num_workers=self.shape.num_workers,

@@ -7,7 +7,6 @@ import shutil
 import socket
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +18,14 @@ from sweeper.core.trial import Measurement, Segment, TrialKind, TrialSpec
 from sweeper.data.encoded import encoded
 from sweeper.data.prepare import PreparedData, load_prepared
 from sweeper.engine.messages import Command, Leave, Left, Measured, NextEpoch, Reply, Start, Started, Test, Tested
+from sweeper.engine.worker_config import WorkerConfig
 from sweeper.models.load import Pretrained, load
-from sweeper.spec.study import StudySpec
-from sweeper.store.paths import ResultPaths
 from sweeper.store.tables import write_predictions
 from sweeper.tasks.base import Examples, Task
 from sweeper.tasks.registry import make_task
 from sweeper.train.activation_cache import ActivationStore
 from sweeper.train.evaluate import predict
-from sweeper.train.loop import TrainData, TrainingRun, TrainOptions, train
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerConfig:
-    """Everything a worker needs to know; small, sent once per lane.
-
-    Parameters
-    ----------
-    spec:
-        The resolved study.
-    paths:
-        The result folder; its scratch part must be reachable from every node.
-    options:
-        Device, precision and batch limits, equal for all models of the study.
-    cpus:
-        Threads of this worker.
-    """
-
-    spec: StudySpec
-    paths: ResultPaths
-    options: TrainOptions
-    cpus: int
+from sweeper.train.loop import TrainData, TrainingRun, train
 
 
 class TrainingWorker:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +14,12 @@ import transformers
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from sweeper.core.errors import InputError, Problem
+from sweeper.core.errors import InputError
 from sweeper.core.head import HeadSpec
 from sweeper.models.blocks import BlockLayout, find_blocks
+from sweeper.models.checkpoints import ModelInfo, checkpoint_problem, inspect, read_config
 from sweeper.models.dropout import apply_dropouts, read_dropouts
 from sweeper.spec.study import ModelSpec
-
-_SAFE = "*.safetensors"
-_PICKLED = "pytorch_model*.bin"
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What is known of a checkpoint without building the model.
-
-    ``fingerprint`` hashes configuration and weights (SHA-256); ``folder`` is where they lie; ``licence`` comes from
-    the model card, empty where there is none; ``is_safe`` says that the weights are safetensors and not pickled.
-    """
-
-    name: str
-    model_type: str
-    folder: Path
-    fingerprint: str
-    licence: str = ""
-    is_safe: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,42 +96,6 @@ class Pretrained:
             return type(self.module).from_pretrained(folder, use_safetensors=True).eval()
 
 
-def inspect(model: ModelSpec) -> ModelInfo:
-    """Look a checkpoint over without building it.
-
-    Raises
-    ------
-    InputError
-        When the folder is missing or empty of weights, the configuration cannot be read, only pickled weights are
-        there without ``allow_bin``, or the checkpoint wants to run its own code.
-    """
-    folder = _folder(model)
-    config = _read_config(model, folder)
-    weights = sorted(folder.glob(_SAFE))
-    if not weights:
-        pickled = sorted(folder.glob(_PICKLED))
-        if not pickled:
-            raise _problem(model, "the folder must hold model.safetensors", "no weights", "save the model there first")
-        if not model.allow_bin:
-            remedy = "convert them to safetensors, or set `allow_bin: true` on the model if you trust their source"
-            raise _problem(model, "weights must be safetensors", pickled[0].name, remedy)
-        weights = pickled
-    if "auto_map" in config and not model.trust_remote_code:
-        remedy = "set `trust_remote_code: true` on the model if you trust its authors"
-        raise _problem(model, "the checkpoint must not need its own code", "auto_map in config.json", remedy)
-    digest = hashlib.sha256()
-    for path in (folder / "config.json", *weights):
-        digest.update(_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size))
-    return ModelInfo(
-        name=model.name,
-        model_type=str(config["model_type"]),
-        folder=folder,
-        fingerprint=digest.hexdigest(),
-        licence=_licence(folder),
-        is_safe=weights[0].suffix == ".safetensors",
-    )
-
-
 def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
     """Load a checkpoint and its preprocessor, with a head for the task.
 
@@ -191,7 +133,7 @@ def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
             raise
         reason = " ".join(str(error).split())[:160]
         remedy = "check that the checkpoint is whole and fits the task"
-        raise _problem(
+        raise checkpoint_problem(
             model, f"must load with {head.auto_class}", f"{type(error).__name__}: {reason}", remedy
         ) from None
     module.config.update(dict(head.config))
@@ -214,7 +156,7 @@ def _fresh(
     """Return the modules that each trial draws anew, and what to tell the user about it."""
     missing = {_key(item) for item in report["missing_keys"]}
     mismatched = {_key(item) for item in report["mismatched_keys"]}
-    own: dict[str, str] = _read_config(model, info.folder).get("id2label") or {}
+    own: dict[str, str] = read_config(model, info.folder).get("id2label") or {}
     labels = tuple(own[key] for key in sorted(own, key=int))
     of_head = {name for name, _ in module.named_parameters() if not name.startswith(f"{module.base_model_prefix}.")}
     new = missing | mismatched
@@ -227,35 +169,6 @@ def _fresh(
     return tuple(sorted({name.rpartition(".")[0] for name in new})), notes
 
 
-def _folder(model: ModelSpec) -> Path:
-    path = Path(model.checkpoint).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or model.checkpoint.startswith((".", "/", "~")) or model.checkpoint.count("/") > 1:
-        raise _problem(model, "must be a folder or a hub id", "no such folder", "check the path")
-    from huggingface_hub import snapshot_download
-
-    patterns = _HUB_FILES + (["*.bin"] if model.allow_bin else [])
-    try:
-        return Path(snapshot_download(model.checkpoint, revision=model.revision, allow_patterns=patterns))
-    except Exception as error:  # network, authentication, a wrong name: the hub client has a class for each
-        reason = " ".join(str(error).split())[:160]
-        remedy = "check the name and the network, or give a local folder"
-        raise _problem(model, "the hub must have it", f"{type(error).__name__}: {reason}", remedy) from None
-
-
-def _read_config(model: ModelSpec, folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise _problem(model, "the folder must hold config.json", "none", "save the model there first") from None
-    except (ValueError, RecursionError) as error:
-        raise _problem(model, "config.json must be JSON", str(error), "restore it") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise _problem(model, "config.json must name a model_type", "none", "save it with save_pretrained")
-    return config
-
-
 def _preprocessor(model: ModelSpec, info: ModelInfo, module: Any) -> Any:
     takes_images = module.main_input_name == "pixel_values"
     auto = transformers.AutoImageProcessor if takes_images else transformers.AutoTokenizer
@@ -264,22 +177,9 @@ def _preprocessor(model: ModelSpec, info: ModelInfo, module: Any) -> Any:
     except Exception as error:  # a missing or broken preprocessor raises anything
         what = "an image processor" if takes_images else "a tokenizer"
         reason = " ".join(str(error).split())[:120]
-        raise _problem(model, f"the folder must hold {what}", reason, "save it there with save_pretrained") from None
-
-
-def _licence(folder: Path) -> str:
-    try:
-        from huggingface_hub import ModelCard
-
-        return str(ModelCard.load(folder / "README.md").data.to_dict().get("license", ""))
-    except Exception:  # a card is optional, and its front matter is anyone's text
-        return ""
-
-
-@lru_cache(maxsize=1024)
-def _file_hash(path: Path, mtime_ns: int, size: int) -> bytes:  # noqa: ARG001 - time and size key the cache
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+        raise checkpoint_problem(
+            model, f"the folder must hold {what}", reason, "save it there with save_pretrained"
+        ) from None
 
 
 def _initialise(model: Any, module: nn.Module) -> None:
@@ -306,10 +206,6 @@ def _head_name(module: Any) -> str:
 
 def _key(item: Any) -> str:
     return str(item) if isinstance(item, str) else str(item[0])
-
-
-def _problem(model: ModelSpec, rule: str, value: str, remedy: str) -> InputError:
-    return InputError(Problem(f"models.{model.name}.checkpoint {model.checkpoint}", rule, value, remedy))
 
 
 @contextmanager

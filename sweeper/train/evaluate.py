@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,39 +15,9 @@ from sweeper.models.load import Pretrained
 from sweeper.tasks.base import Batch, Examples, Predictions, Task
 from sweeper.train import parallel
 from sweeper.train.activation_cache import Serving, uncached
+from sweeper.train.options import TrainOptions
 
 THRESHOLD_FILE = "decision.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How training runs on this hardware; the same for all models of a study.
-
-    Parameters
-    ----------
-    device:
-        ``cpu`` or ``cuda``.
-    precision:
-        ``fp32``, or ``bf16`` for autocast with fp32 weights.
-    micro_batch_size:
-        Most examples a worker holds at once; gradients accumulate up to the asked batch size. None: all of it.
-        Batch norm in training takes its statistics over what one worker holds at once, so models with it depend on
-        this and on the number of workers; all others do not.
-    eval_batch_size:
-        Examples of an evaluation batch.
-    balance:
-        ``none``, ``class-weights`` or ``sampler``, unless a trial's own parameter says otherwise.
-    """
-
-    device: str = "cpu"
-    precision: str = "fp32"
-    micro_batch_size: int | None = None
-    eval_batch_size: int = 256
-    balance: str = "none"
-
-    def autocast(self) -> Any:
-        """Return the context in which forward passes run."""
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def evaluate(

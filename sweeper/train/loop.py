@@ -28,8 +28,9 @@ from sweeper.train.activation_cache import ActivationStore, Serving, cached_pref
 from sweeper.train.augment import Augmentation, Draws
 from sweeper.train.balance import class_weights
 from sweeper.train.batches import epoch_batches, steps_per_epoch
-from sweeper.train.evaluate import TrainOptions, evaluate, is_out_of_memory, write_threshold
+from sweeper.train.evaluate import evaluate, is_out_of_memory, write_threshold
 from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
+from sweeper.train.options import TrainOptions
 from sweeper.train.readback import (
     check_batch_size,
     check_model,
@@ -41,8 +42,6 @@ from sweeper.train.readback import (
 )
 from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import Stage, stages
-
-__all__ = ["TrainData", "TrainOptions", "TrainingRun", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)

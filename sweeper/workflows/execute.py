@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from sweeper.core.trial import TrialSpec, TrialState
 from sweeper.engine.cluster import connection, lane_count, worker_resources
 from sweeper.engine.lanes import Lanes, LaneShape
 from sweeper.engine.tune import Conductor, run_assignments
-from sweeper.engine.worker import TrainingWorker, WorkerConfig
+from sweeper.engine.worker_config import WorkerConfig
 from sweeper.report.build import build_report
 from sweeper.store.ledger import Ledger
 from sweeper.store.state import StudyState
 from sweeper.store.tables import write_tables
-from sweeper.train.loop import TrainOptions
+from sweeper.train.options import TrainOptions
 from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
 from sweeper.workflows.confirm import confirmation_runs, more_runs
@@ -129,7 +128,7 @@ def _on_ray(study: Study, book: Book, progress: Progress, interrupted: Callable[
             cpus=max(1, int(resources.get("CPU", 1))),
         )
         progress.phase("starting lanes")
-        with Lanes(count, shape, partial(TrainingWorker, config), study.paths.scratch) as lanes:
+        with Lanes(count, shape, config.start, study.paths.scratch) as lanes:
             lanes.wait_ready()
 
             def serve(conductor: Conductor) -> None:

@@ -23,7 +23,8 @@ from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
 from sweeper.tasks.registry import needs
-from sweeper.train.loop import TrainData, TrainOptions, train
+from sweeper.train.loop import TrainData, train
+from sweeper.train.options import TrainOptions
 from sweeper.workflows.study import Study, provisional
 
 PROBE_EPOCHS = 2  # the first one is slower: caches and allocators warm up

@@ -15,7 +15,7 @@ from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Objective
 from sweeper.core.space import Categorical, SearchSpace
 from sweeper.data.prepare import PreparedData, load_prepared, prepare
-from sweeper.models.load import ModelInfo, inspect
+from sweeper.models.checkpoints import ModelInfo, inspect
 from sweeper.plan.plan import StudyPlan, make_plan
 from sweeper.spec.space import load_space, preset_path
 from sweeper.spec.study import ModelSpec, StudySpec

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from sweeper.core.errors import InfeasibleError, InputError
 from sweeper.core.head import HeadSpec
-from sweeper.models.load import inspect, load
+from sweeper.models.checkpoints import inspect
+from sweeper.models.load import load
 from sweeper.spec.study import ModelSpec
 
 FAMILIES = [

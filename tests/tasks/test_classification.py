@@ -36,7 +36,15 @@ def test_metrics_equal_scikit_learns_and_are_finite(num_classes, count, seed):
     assert scores.keys() == CLASSIFICATION.keys()
     assert all(np.isfinite(value) for value in scores.values())
     assert scores["accuracy"] == pytest.approx(sk.accuracy_score(targets, predicted))
-    assert scores["macro_f1"] == pytest.approx(sk.f1_score(targets, predicted, average="macro", zero_division=0))
+    for average in ("macro", "weighted"):
+        expected = sk.f1_score(targets, predicted, average=average, zero_division=0)
+        assert scores[f"{average}_f1"] == pytest.approx(expected)
+    assert scores["mcc"] == pytest.approx(sk.matthews_corrcoef(targets, predicted))
+    present = [1] if num_classes == 2 else np.unique(targets)
+    areas = [
+        sk.average_precision_score(targets == k, probabilities[:, k]) if (targets == k).any() else 0.0 for k in present
+    ]
+    assert scores["average_precision"] == pytest.approx(np.mean(areas))
     recall = sk.recall_score(targets, predicted, average="macro", labels=np.unique(targets), zero_division=0)
     assert scores["balanced_accuracy"] == pytest.approx(recall)
     expected = sk.log_loss(targets, probabilities.astype(float), labels=range(num_classes))

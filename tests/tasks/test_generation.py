@@ -18,8 +18,9 @@ from sweeper.spec.space import load_space, preset_path
 from sweeper.spec.study import ModelSpec, TaskSpec
 from sweeper.tasks.registry import make_task, needs
 from sweeper.tasks.text_generation import IGNORED
-from sweeper.train.evaluate import TrainOptions, predict
+from sweeper.train.evaluate import predict
 from sweeper.train.loop import TrainData, train
+from sweeper.train.options import TrainOptions
 
 SIZE = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 60, "eos_token_id": 61}
 FAMILIES = {

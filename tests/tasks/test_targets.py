@@ -35,8 +35,9 @@ from sweeper.tasks.metrics import (
     regression_scores,
 )
 from sweeper.tasks.registry import make_task, needs
-from sweeper.train.evaluate import TrainOptions, predict
+from sweeper.train.evaluate import predict
 from sweeper.train.loop import TrainData, train
+from sweeper.train.options import TrainOptions
 
 
 def built(tmp_path, checkpoint, **task):

@@ -20,7 +20,8 @@ from sweeper.models.load import load
 from sweeper.spec.study import DataSpec, ModelSpec, TaskSpec
 from sweeper.tasks.registry import make_task
 from sweeper.train.activation_cache import ActivationStore
-from sweeper.train.loop import TrainData, TrainOptions, train
+from sweeper.train.loop import TrainData, train
+from sweeper.train.options import TrainOptions
 
 IMAGES = {"resnet", "bottleneck", "vit", "convnext", "convnextv2", "swin"}
 TEXTS = {"bert", "roberta", "deberta", "electra", "distilbert"}

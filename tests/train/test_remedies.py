@@ -13,7 +13,7 @@ from sweeper.core.errors import InfeasibleError, MismatchError
 from sweeper.spec.space import HYPERPARAMETERS
 from sweeper.tasks.base import Batch
 from sweeper.train.augment import Augmentation
-from sweeper.train.loop import TrainOptions
+from sweeper.train.options import TrainOptions
 from sweeper.train.settings import Settings
 
 ALL = {"random_crop": 0.2, "horizontal_flip": 0.5, "mixup_alpha": 0.4, "cutmix_alpha": 1.0}

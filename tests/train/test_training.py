@@ -13,8 +13,8 @@ from trainbench import Bench, facts
 from sweeper.core.errors import DivergedError, InfeasibleError, MismatchError
 from sweeper.train import loop
 from sweeper.train.batches import epoch_batches
-from sweeper.train.loop import TrainOptions
 from sweeper.train.optim import schedule
+from sweeper.train.options import TrainOptions
 from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import stages
 

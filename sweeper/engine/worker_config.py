@@ -1,0 +1,41 @@
+"""What the driver tells a lane's workers about the study; imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sweeper.spec.study import StudySpec
+from sweeper.store.paths import ResultPaths
+from sweeper.train.options import TrainOptions
+
+if TYPE_CHECKING:
+    from sweeper.engine.worker import TrainingWorker
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """Everything a worker needs to know; small, sent once per lane.
+
+    Parameters
+    ----------
+    spec:
+        The resolved study.
+    paths:
+        The result folder; its scratch part must be reachable from every node.
+    options:
+        Device, precision and batch limits, equal for all models of the study.
+    cpus:
+        Threads of this worker.
+    """
+
+    spec: StudySpec
+    paths: ResultPaths
+    options: TrainOptions
+    cpus: int
+
+    def start(self) -> TrainingWorker:
+        """Make the worker; call this in its process, which then pays for the heavy imports."""
+        from sweeper.engine.worker import TrainingWorker
+
+        return TrainingWorker(self)

@@ -1,0 +1,39 @@
+"""How training runs on this hardware. Imports no torch at the top: the driver of a study needs these, but not torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How training runs on this hardware; the same for all models of a study.
+
+    Parameters
+    ----------
+    device:
+        ``cpu`` or ``cuda``.
+    precision:
+        ``fp32``, or ``bf16`` for autocast with fp32 weights.
+    micro_batch_size:
+        Most examples a worker holds at once; gradients accumulate up to the asked batch size. None: all of it.
+        Batch norm in training takes its statistics over what one worker holds at once, so models with it depend on
+        this and on the number of workers; all others do not.
+    eval_batch_size:
+        Examples of an evaluation batch.
+    balance:
+        ``none``, ``class-weights`` or ``sampler``, unless a trial's own parameter says otherwise.
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    micro_batch_size: int | None = None
+    eval_batch_size: int = 256
+    balance: str = "none"
+
+    def autocast(self) -> Any:
+        """Return the context in which forward passes run."""
+        import torch
+
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
