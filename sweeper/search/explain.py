@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from scipy.stats import spearmanr
 
@@ -132,13 +133,17 @@ def ablation(
     encoder = Encoder(space)
     losses = np.array([objective.loss(trial.value) for trial in trials])
     forest = RandomForestRegressor(NUM_TREES, oob_score=True, min_samples_leaf=2, random_state=0)
-    forest.fit(encoder.encode([trial.params for trial in trials]), losses)
+
+    def features(configurations: Sequence[Params]) -> NDArray[np.float64]:
+        return encoder.features(encoder.units(configurations))
+
+    forest.fit(features([trial.params for trial in trials]), losses)
     reliability = float(spearmanr(forest.oob_prediction_, losses).statistic)
     if not reliability >= MIN_RELIABILITY:
         return None
 
     def predict(params: Params) -> float:
-        return float(forest.predict(encoder.encode([params]))[0])
+        return float(forest.predict(features([params]))[0])
 
     current = dict(default.params)
     loss = start = predict(current)
