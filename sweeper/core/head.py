@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-TargetKind = Literal["class", "labels", "number", "text"]
+TargetKind = Literal["class", "labels", "number", "text", "boxes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class TargetFacts:
     Parameters
     ----------
     kind:
-        ``class``: one label; ``labels``: any number of labels; ``number``; ``text``.
+        ``class``: one label; ``labels``: any number of labels; ``number``; ``text``; ``boxes``: labelled boxes.
     classes:
         Labels in the order of their index; empty for numbers and text.
     mean, scale:

@@ -158,7 +158,7 @@ class Scan:
             over_long=0 if self.is_image else int((sizes > _LONG_FACTOR * np.median(sizes)).sum()),
             outliers={s: int(outliers[bounds[i] : bounds[i + 1]].sum()) for i, s in enumerate(SPLITS)},
             suspect_inputs=tuple(self._suspects()),
-            notes=(*prepared.notes, *([_OF_RECORDS] if self.is_record else [])),
+            notes=(*prepared.notes, *([_OF_RECORDS] if self.is_record else []), *self._box_notes()),
         )
 
     def removals(self) -> dict[str, dict[str, str]]:
@@ -194,9 +194,26 @@ class Scan:
         found = {}
         for split, table in self.tables.items():
             labels = table.column("label").to_pylist()
-            flat = Counter(i for value in labels for i in (value if isinstance(value, list) else [value]))
+            values = [item for value in labels for item in (value if isinstance(value, list) else [value])]
+            flat = Counter(item["label"] if isinstance(item, dict) else item for item in values)
             found[split] = {name: flat[index] for index, name in enumerate(names)}
         return found
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the targets are labelled boxes."""
+        return self._prepared.facts.kind == "boxes"
+
+    def _box_notes(self) -> Iterator[str]:
+        """Tell of images without boxes, and of boxes that stand twice in an image."""
+        for split, table in self.tables.items() if self.has_boxes else ():
+            images = table.column("label").to_pylist()
+            bare = sum(not found for found in images)
+            twice = sum(len(found) - len({(item["label"], *item["box"]) for item in found}) for found in images)
+            if bare:
+                yield f"{split}: {bare} images without any box"
+            if twice:
+                yield f"{split}: {twice} boxes stand twice in their image"
 
     def _group_leaks(self) -> dict[str, int]:
         if "group" not in self.tables["train"].column_names:

@@ -22,7 +22,8 @@ MARK = "cleaned"
 def clean(spec: TaskSpec, scan: Scan) -> list[Path]:
     """Write a cleaned copy of each file or folder of a study's data, and ``NAME.cleaned.log.jsonl`` beside it.
 
-    Rows are dropped as `Scan.removals` says, and rows without input or target.
+    Rows are dropped as `Scan.removals` says, and rows without input or target. Of detection data COCO files and lists of
+    a Pascal VOC folder are copied; images stay where they are.
 
     Raises
     ------
@@ -44,6 +45,9 @@ def clean(spec: TaskSpec, scan: Scan) -> list[Path]:
             problems.append(Problem(place, "only local files and folders can be cleaned", source, "save it as a file"))
         elif target.exists():
             problems.append(Problem(str(target), "must not exist yet", "a cleaned copy", "move or remove it"))
+        elif scan.has_boxes and path.is_dir():
+            remedy = "name ImageSets/Main/NAME.txt or the COCO file"
+            problems.append(Problem(place, "a detection folder is cleaned by its lists", source, remedy))
         parts = [split, *shared] if split == "train" else [split]
         reasons = {name: reason for part in parts for name, reason in removals[part].items()}
         kept = {name for part in parts for name in scan.tables[part].column("example_id").to_pylist()} - set(reasons)
@@ -53,7 +57,12 @@ def clean(spec: TaskSpec, scan: Scan) -> list[Path]:
     written = []
     for split, path, target, reasons, kept in jobs:
         log = target.with_name(f"{target.stem if target.suffix else target.name}.log.jsonl")
-        dropped = _copy_folder(path, target, kept) if path.is_dir() else _copy_file(path, target, split, kept)
+        if path.is_dir():
+            dropped = _copy_folder(path, target, kept)
+        elif scan.has_boxes and path.suffix.lower() in (".txt", ".json"):
+            dropped = _copy_listing(path, target, kept)
+        else:
+            dropped = _copy_file(path, target, split, kept)
         lines = [
             {"row": row, "example_id": name, "reason": reasons.get(name, "a value is missing")} for row, name in dropped
         ]
@@ -80,6 +89,25 @@ def _copy_file(path: Path, target: Path, split: str, kept: set[str]) -> list[tup
         partial.write_text(text, encoding="utf-8")
     partial.replace(target)
     return [(row + 1, name) for row, name in enumerate(ids) if name not in kept]
+
+
+def _copy_listing(path: Path, target: Path, kept: set[str]) -> list[tuple[int, str]]:
+    """Copy a list of images, or a COCO file with the annotations of the images that stay."""
+    text = path.read_text(encoding="utf-8")
+    partial = target.with_name(target.name + ".partial")
+    if path.suffix.lower() == ".txt":
+        lines = [line for line in text.splitlines() if line.strip()]
+        names = [line.split()[0] for line in lines]
+        partial.write_text("".join(f"{line}\n" for line in lines if line.split()[0] in kept), encoding="utf-8")
+    else:
+        data = json.loads(text)
+        names = [str(image["file_name"]) for image in data["images"]]
+        data["images"] = [image for image in data["images"] if str(image["file_name"]) in kept]
+        ids = {image["id"] for image in data["images"]}
+        data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] in ids]
+        partial.write_text(json.dumps(data), encoding="utf-8")
+    partial.replace(target)
+    return [(row + 1, name) for row, name in enumerate(names) if name not in kept]
 
 
 def _lines(rows: list[dict[str, object]]) -> str:

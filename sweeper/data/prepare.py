@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ SPLITS = ("train", "validation", "test")
 class PreparedData:
     """Splits on disk; each has ``example_id``, its inputs (``text``, ``text_pair`` or ``image``) and ``label``.
 
-    ``label`` is a class index, a list of them, a number or a text. Where the study names such columns ``group`` and
-    ``time`` stand beside; a record's raw columns stay as ``field.NAME``.
+    ``label`` is a class index, a list of them, a number, a text, or a list of boxes with class indices. Where the study
+    names such columns ``group`` and ``time`` stand beside; a record's raw columns stay as ``field.NAME``.
 
     Parameters
     ----------
@@ -38,7 +38,8 @@ class PreparedData:
     fingerprint:
         Hash of the content of all three splits.
     counts:
-        By split and class, or set of labels: examples. Numbers and texts are counted under one empty name.
+        By split and class, or set of labels: examples. Numbers, texts and images with boxes are counted under one empty
+        name.
     missing:
         By split: rows left out because input or target were missing.
     notes:
@@ -139,14 +140,14 @@ def prepare(
         group=spec.data.group,
         time=spec.data.time,
         drop_missing=drop_missing,
+        images=spec.data.images,
     )
-    tables, missing = _read(spec, reading, in_memory)
+    tables, missing, notes = _read(spec, reading, in_memory)
     raw = _split(tables, spec, target, seed)
     facts = _facts(raw, target)
     _check(raw, facts)
     final = {split: _indexed(table, facts) for split, table in raw.items()}
     counts = _counts(final, facts)
-    notes: list[str] = []
     if target == "class":
         rare = [name for name, count in counts["train"].items() if count < 2]
         if rare:
@@ -165,24 +166,33 @@ def prepare(
 
 def _read(
     spec: TaskSpec, reading: Reading, in_memory: Mapping[str, Any] | None
-) -> tuple[dict[str, pa.Table], dict[str, int]]:
+) -> tuple[dict[str, pa.Table], dict[str, int], list[str]]:
     tables: dict[str, pa.Table] = {}
     problems: list[Problem] = []
     for split in SPLITS:
         source = getattr(spec.data, split)
         if isinstance(source, str) or (in_memory is not None and split in in_memory):
+            others = tuple(other for other in SPLITS if other != split and getattr(spec.data, other) == source)
             try:
                 tables[split], _ = read_source(
-                    str(source), reading, split=split, revision=spec.data.revision, in_memory=in_memory
+                    str(source),
+                    replace(reading, claimed=others),
+                    split=split,
+                    revision=spec.data.revision,
+                    in_memory=in_memory,
                 )
             except InputError as error:
                 problems.extend(error.problems)
     if problems:
         raise InputError(problems)
-    missing = {
-        split: int(table.schema.metadata[b"missing"]) for split, table in tables.items() if table.schema.metadata
-    }
-    return {split: table.replace_schema_metadata(None) for split, table in tables.items()}, missing
+    facts = {split: table.schema.metadata for split, table in tables.items() if table.schema.metadata}
+    missing = {split: int(found[b"missing"]) for split, found in facts.items()}
+    notes = [
+        f"{split}: {int(found[b'boxes_without_area'])} boxes without area inside their image were left out"
+        for split, found in facts.items()
+        if int(found.get(b"boxes_without_area", 0))
+    ]
+    return {split: table.replace_schema_metadata(None) for split, table in tables.items()}, missing, notes
 
 
 def _split(tables: Mapping[str, pa.Table], spec: TaskSpec, target: TargetKind, seed: int) -> dict[str, pa.Table]:
@@ -239,7 +249,8 @@ def _facts(raw: Mapping[str, pa.Table], target: TargetKind) -> TargetFacts:
 
 def _lists(labels: Any) -> list[list[Any]]:
     """Return each row's labels, one or many, as a list."""
-    return [value if isinstance(value, list) else [value] for value in labels.to_pylist()]
+    rows = [value if isinstance(value, list) else [value] for value in labels.to_pylist()]
+    return [[item["label"] if isinstance(item, dict) else item for item in row] for row in rows]
 
 
 def _natural(labels: set[str]) -> tuple[str, ...]:
@@ -257,6 +268,8 @@ def _check(raw: Mapping[str, pa.Table], facts: TargetFacts) -> None:
         if len(table) == 0
     ]
     remedy = "check the target column"
+    if facts.kind == "boxes" and not facts.classes:
+        problems.append(Problem("task.data.train", "must hold at least one box", "none", "check the annotations"))
     if facts.kind in ("class", "labels") and len(facts.classes) == 1:
         rule, value = "must hold at least two classes", f"only {facts.classes[0]}"
         problems.append(Problem("task.data.train", rule, value, remedy))
@@ -282,6 +295,10 @@ def _indexed(table: pa.Table, facts: TargetFacts) -> pa.Table:
     if facts.kind == "labels":
         indices = [sorted(index[label] for label in found) for found in labels]
         return table.set_column(at, "label", pa.array(indices, pa.list_(pa.int32())))
+    if facts.kind == "boxes":
+        boxes = [[{**item, "label": index[item["label"]]} for item in found] for found in labels]
+        kind = pa.struct([("label", pa.int32()), ("box", pa.list_(pa.float64(), 4)), ("ignored", pa.bool_())])
+        return table.set_column(at, "label", pa.array(boxes, pa.list_(kind)))
     return table
 
 

@@ -1,7 +1,8 @@
 """Reading labelled examples: csv, tsv, json, jsonl, parquet, image folders, hub ids, built-ins, memory.
 
 Whatever the source, a raw table has ``example_id`` (text), its input column(s) and ``label``: text, a list of texts,
-or a number; where asked ``group`` and ``time``, and the raw columns of records as ``field.NAME``.
+a number, or labelled boxes (`sweeper.data.detection`); where asked ``group`` and ``time``, and the raw columns of
+records as ``field.NAME``.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from PIL import Image
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.head import TargetKind
 from sweeper.data.builtin import read_builtin
+from sweeper.data.detection import is_detection_source, read_detection, table_of_objects
 from sweeper.data.records import FIELD, default_template, render, template_fields
 from sweeper.spec.study import ColumnsSpec, TemplateSpec
 
 MAX_PIXELS = 50_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 TEXT_NAMES = ("text", "sentence", "message", "content", "review", "document", "input", "prompt", "question")
+OBJECT_NAMES = ("objects", "annotations", "label")
 LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent", "completion", "response", "answer")
 _REPORTED = 5  # unreadable images listed one by one
 
@@ -59,6 +62,10 @@ class Reading:
         Columns to keep beside, where there are such.
     drop_missing:
         Leave out rows without input or target instead of refusing them.
+    images:
+        Detection: folder of a COCO file's images.
+    claimed:
+        Detection: other splits that name the same source.
     """
 
     kind: str
@@ -67,6 +74,8 @@ class Reading:
     group: str | None = None
     time: str | None = None
     drop_missing: bool = False
+    images: str | None = None
+    claimed: tuple[str, ...] = ()
 
 
 def read_source(
@@ -105,6 +114,13 @@ def read_source(
         table = read_builtin(source.removeprefix("builtin:"))
     else:
         path = Path(source)
+        if reading.target == "boxes" and is_detection_source(path):
+            images = Path(reading.images) if reading.images is not None else None
+            table = read_detection(path, place, split=split, claimed=reading.claimed, images=images)
+            return table, Columns(("image",), "label")
+        if path.is_dir() and reading.target == "boxes":
+            rule = "must be a Pascal VOC folder (Annotations, JPEGImages) or hold a COCO file"
+            raise InputError(Problem(place, rule, path.name, "name the folder or the json file"))
         if path.is_dir() and reading.kind == "image":
             return _with_target(_image_folder(path, place), reading, place), Columns(("image",), "label")
         table = read_file(path, place) if path.is_file() else _read_hub(source, split, revision, place)
@@ -238,7 +254,8 @@ def _find_columns(table: pa.Table, reading: Reading, place: str) -> Columns:
     )
     usual = ("image", "img") if reading.kind == "image" else TEXT_NAMES
     inputs = tuple(asked) if asked else tuple(name for name in usual if name in names)[:1]
-    target = columns.target or next((name for name in LABEL_NAMES if name in names), None)
+    targets = OBJECT_NAMES if reading.target == "boxes" else LABEL_NAMES
+    target = columns.target or next((name for name in targets if name in names), None)
     beside = (("data.group", reading.group), ("data.time", reading.time))
     problems = []
     for what, wanted in (("columns.input", inputs), ("columns.target", (target,) if target else ())):
@@ -287,6 +304,11 @@ def _normalised(
         raise InputError(problems)
     if not whole.all():
         table = table.filter(pa.array(whole))
+    if reading.target == "boxes":
+        named = table.select([found.target]).append_column("example_id", table.column("\x1fexample_id"))
+        return table_of_objects(
+            named, _image_cells(table.column(found.inputs[0]), place, base).to_pylist(), found.target, place
+        )
     result: dict[str, Any] = {"example_id": table.column("\x1fexample_id")}
     if found.template:
         digits = reading.columns.significant_digits

@@ -210,6 +210,7 @@ def _resolve(spec: StudySpec, base: Path) -> StudySpec:
 
     data = spec.task.data.model_copy(
         update={split: data_source(getattr(spec.task.data, split)) for split in ("train", "validation", "test")}
+        | {"images": at(spec.task.data.images)}
     )
     models = [
         model.model_copy(update={"checkpoint": checkpoint(model.checkpoint), "space": at(model.space)})

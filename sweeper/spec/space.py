@@ -68,6 +68,13 @@ FAMILIES = {
     "convnextv2": "convnext",
     "swin": "swin",
     "swinv2": "swin",
+    "detr": "detr",
+    "conditional_detr": "detr",
+    "deformable_detr": "detr",
+    "yolos": "detr",
+    "rt_detr": "rt_detr",
+    "rt_detr_v2": "rt_detr",
+    "d_fine": "rt_detr",
 }
 """Preset family by transformers ``model_type``; others take the task's ``generic`` preset."""
 

@@ -44,6 +44,9 @@ class DataSpec(_Section):
         None, description="column by which shares are split: test is the latest part, validation the one before"
     )
     revision: str | None = Field(None, description="revision of a hub data set")
+    images: str | None = Field(
+        None, description="detection: folder of the images that a COCO file names; None: found beside it"
+    )
     max_train_examples: int | None = Field(
         None, ge=1, description="stratified subset of the train split; None: all of it"
     )
@@ -87,7 +90,7 @@ class MetricSpec(_Section):
 
 TASKS = (
     "text-classification | image-classification | multi-label-classification | regression | text-generation | "
-    "package.module:Class"
+    "object-detection | package.module:Class"
 )
 
 
