@@ -101,3 +101,59 @@ confirm: {{num_seeds: 2}}
     path = folder / "study.yaml"
     path.write_text(text)
     return path
+
+
+def detectors() -> dict[str, tuple[hf.PreTrainedModel, object]]:
+    """Build a detector of each family that sweeper promises, five classes each, with its processor."""
+    backbone = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    body = {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 32, "decoder_attention_heads": 2, "num_labels": 5}
+    three = {"out_features": ["stage2", "stage3", "stage4"]}
+    hybrid = {
+        **body,
+        "encoder_hidden_dim": 32,
+        "encoder_layers": 1,
+        "encoder_ffn_dim": 32,
+        "encoder_attention_heads": 2,
+        "num_queries": 20,
+        "num_denoising": 10,
+        "decoder_in_channels": [32, 32, 32],
+    }
+    stages = {
+        "stem_channels": [3, 8, 8],
+        "stage_in_channels": [8, 8, 8, 16],
+        "stage_mid_channels": [8, 8, 8, 8],
+        "stage_out_channels": [8, 8, 16, 16],
+        "stage_num_blocks": [1, 1, 1, 1],
+        "stage_numb_of_layers": [1, 1, 1, 1],
+    }
+    rt_backbone = hf.RTDetrResNetConfig(**backbone, **three)
+    fine_backbone = hf.HGNetV2Config(
+        **stages, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], embedding_size=8, **three
+    )
+    yolos = hf.YolosConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=[64, 64],
+        patch_size=16,
+        num_detection_tokens=10,
+        num_labels=5,
+    )
+    detr = hf.DetrConfig(
+        backbone_config=hf.ResNetConfig(**backbone, out_features=["stage4"]),
+        encoder_layers=1,
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        num_queries=10,
+        **body,
+    )
+    rt = {"backbone_config": rt_backbone, "encoder_in_channels": [8, 16, 16], **hybrid}
+    fine = {"backbone_config": fine_backbone, "encoder_in_channels": [8, 16, 16], **hybrid}
+    return {
+        "yolos": (hf.YolosForObjectDetection(yolos), hf.YolosImageProcessor()),
+        "detr": (hf.DetrForObjectDetection(detr), hf.DetrImageProcessor()),
+        "rt_detr": (hf.RTDetrForObjectDetection(hf.RTDetrConfig(**rt)), hf.RTDetrImageProcessor()),
+        "rt_detr_v2": (hf.RTDetrV2ForObjectDetection(hf.RTDetrV2Config(**rt)), hf.RTDetrImageProcessor()),
+        "d_fine": (hf.DFineForObjectDetection(hf.DFineConfig(**fine)), hf.RTDetrImageProcessor()),
+    }

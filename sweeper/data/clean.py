@@ -22,8 +22,8 @@ MARK = "cleaned"
 def clean(spec: TaskSpec, scan: Scan) -> list[Path]:
     """Write a cleaned copy of each file or folder of a study's data, and ``NAME.cleaned.log.jsonl`` beside it.
 
-    Rows are dropped as `Scan.removals` says, and rows without input or target. Of detection data COCO files and lists of
-    a Pascal VOC folder are copied; images stay where they are.
+    Rows are dropped as `Scan.removals` says, and rows without input or target. Of detection data COCO files and lists
+    of a Pascal VOC folder are copied; images stay where they are.
 
     Raises
     ------

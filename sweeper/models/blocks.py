@@ -8,7 +8,7 @@ the lower one, what runs after the last block (final norm, pooler, classifier) t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from sweeper.core.errors import InputError, Problem
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
 _PROBE_TOKENS = 8
 _PROBE_PIXELS = 64
+_DETECTOR_PIXELS = 256  # a detector chooses its queries among the places of its feature maps: there must be enough
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class BlockLayout:
         return len(self.blocks)
 
 
-def find_blocks(model: nn.Module, override: str | None = None) -> BlockLayout:
+def find_blocks(model: nn.Module, override: str | None = None, head: Collection[str] | None = None) -> BlockLayout:
     """Group all parameters of ``model`` from embeddings to head.
 
     Parameters
@@ -57,13 +58,16 @@ def find_blocks(model: nn.Module, override: str | None = None) -> BlockLayout:
         A transformers model with its head.
     override:
         Dotted path of the container whose children are the blocks; None: found.
+    head:
+        Of models whose blocks lie in several containers, one after another (detectors: backbone, encoder, decoder):
+        names of the parameters that belong to the head, wherever they are used. None: all blocks lie in one.
 
     Raises
     ------
     InputError
         When the override names no container, or nothing repeated is found.
     """
-    names = _block_names(model, override)
+    names = _in_turn(model, head) if head is not None and override is None else _block_names(model, override)
     position = _watch(model, names)
     count = len(names)
     groups: list[list[str]] = [[] for _ in range(count + 2)]
@@ -76,6 +80,8 @@ def find_blocks(model: nn.Module, override: str | None = None) -> BlockLayout:
             at = 0
         own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters(recurse=False)]
         own = [key for key in own if key in known]
+        if head is not None and any(key in head for key in own):
+            at = len(names) + 1
         groups[at].extend(own)
         if own or not list(module.children()):
             modules[at].append(name)
@@ -104,6 +110,44 @@ def _block_names(model: nn.Module, override: str | None) -> list[str]:
     for index, child in enumerate(containers[name]):
         blocks.extend(_inner(f"{name}.{index}", child))
     return blocks
+
+
+def _in_turn(model: nn.Module, head: Collection[str]) -> list[str]:
+    """Return the blocks of all outermost containers with at least a tenth of the largest one's parameters, as they run.
+
+    What is called in between the blocks of a larger container belongs to those, such as what brings the levels of a
+    feature pyramid together.
+    """
+    found = {name: part for name, part in _repeated(model) if not any(key.startswith(f"{name}.") for key in head)}
+    outer = {name: p for name, p in found.items() if not any(name.startswith(f"{other}.") for other in found)}
+    least = max((_size(part) for part in outer.values()), default=0) / 10
+    large = sorted((name for name, part in outer.items() if _size(part) >= least), key=lambda n: -_size(outer[n]))
+    called = _call_order(model, [f"{name}.{i}" for name in large for i in range(len(outer[name]))])
+    spans: list[tuple[int, int]] = []
+    blocks: list[tuple[int, str]] = []
+    for name in large:
+        times = [called[f"{name}.{i}"] for i in range(len(outer[name])) if f"{name}.{i}" in called]
+        if times and not any(low < max(times) and min(times) < high for low, high in spans):
+            spans.append((min(times), max(times)))
+            parts = (_inner(f"{name}.{i}", child) for i, child in enumerate(outer[name]))
+            blocks.extend((called[f"{name}.{i}"], block) for i, found_in in enumerate(parts) for block in found_in)
+    if not blocks:
+        return _block_names(model, None)
+    return [block for _, block in sorted(blocks, key=lambda item: item[0])]
+
+
+def _call_order(model: nn.Module, names: list[str]) -> dict[str, int]:
+    """Return when each module is first called in a forward pass, counted from 0."""
+    order: dict[str, int] = {}
+
+    def note(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            order.setdefault(name, len(order))
+
+        return hook
+
+    _run_probe(model, [model.get_submodule(name).register_forward_pre_hook(note(name)) for name in names])
+    return order
 
 
 def _inner(name: str, child: nn.Module) -> Iterator[str]:
@@ -154,6 +198,12 @@ def _watch(model: nn.Module, blocks: list[str]) -> dict[str, int]:
                 handles.append(module.register_forward_hook(enter(len(blocks) + 1)))
         elif _owner(name, blocks) is None and not any(block.startswith(f"{name}.") for block in blocks):
             handles.append(module.register_forward_pre_hook(note(name)))
+    _run_probe(model, handles)
+    return position
+
+
+def _run_probe(model: nn.Module, handles: list[Any]) -> None:
+    """Run one forward pass with hooks, and remove them."""
     training = model.training
     try:
         with torch.no_grad():
@@ -162,14 +212,14 @@ def _watch(model: nn.Module, blocks: list[str]) -> dict[str, int]:
         model.train(training)
         for handle in handles:
             handle.remove()
-    return position
 
 
 def _probe(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the smallest input that the model takes."""
     config: Any = model.config
     if getattr(model, "main_input_name", "") == "pixel_values":
-        size = getattr(config, "image_size", None) or _PROBE_PIXELS
+        usual = _DETECTOR_PIXELS if hasattr(config, "num_queries") else _PROBE_PIXELS
+        size = getattr(config, "image_size", None) or usual
         height, width = size if isinstance(size, list | tuple) else (size, size)
         return {"pixel_values": torch.zeros(1, getattr(config, "num_channels", 3), height, width)}
     token = 1 if getattr(config, "pad_token_id", 0) == 0 else 0

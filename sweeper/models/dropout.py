@@ -70,6 +70,7 @@ def read_dropouts(model: Any, head: str) -> dict[str, list[float]]:
     """Return the distinct rates that are live in the model, by kind; ``drop_path`` holds its largest only."""
     found: dict[str, set[float]] = {"dropout": set(), "attention_dropout": set(), "drop_path": set()}
     found["dropout"].update(module.p for module in _hidden(model))
+    found["dropout"].update(module.dropout for module in _hidden_numbers(model))
     found["dropout"].update(hook.p for hook in _head_hooks(model.get_submodule(head)))
     for module, name in _attention(model):
         value = getattr(module, name)
@@ -83,6 +84,11 @@ def read_dropouts(model: Any, head: str) -> dict[str, list[float]]:
 def _set_hidden(model: Any, head: str, p: float) -> None:
     for module in _hidden(model):
         module.p = p
+    numbers = _hidden_numbers(model)
+    for module in numbers:
+        module.dropout = p
+    if numbers:  # what reaches the head has gone through them
+        return
     body = f"{model.base_model_prefix}."
     in_head = any(isinstance(m, nn.Dropout) and not name.startswith(body) for name, m in model.named_modules())
     if not in_head:
@@ -117,6 +123,12 @@ def _drop_paths(model: Any) -> list[Any]:
 def _hidden(model: Any) -> list[nn.Dropout]:
     attention = {id(getattr(module, name)) for module, name in _attention(model)}
     return [m for m in model.modules() if isinstance(m, nn.Dropout) and id(m) not in attention]
+
+
+def _hidden_numbers(model: Any) -> list[Any]:
+    """Return the modules that keep the dropout of hidden states as a plain number, as DETR and OPT do."""
+    attention = {id(module) for module, _ in _attention(model)}
+    return [m for m in model.modules() if isinstance(getattr(m, "dropout", None), float) and id(m) not in attention]
 
 
 def _attention(model: Any) -> list[tuple[nn.Module, str]]:

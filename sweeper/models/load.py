@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from sweeper.core.errors import InputError
 from sweeper.core.head import HeadSpec
+from sweeper.models import detection
 from sweeper.models.blocks import BlockLayout, find_blocks
 from sweeper.models.checkpoints import ModelInfo, checkpoint_problem, inspect, read_config
 from sweeper.models.dropout import apply_dropouts, read_dropouts
@@ -38,6 +39,8 @@ class Pretrained:
         Modules that the checkpoint did not hold, initialised from each trial's seed.
     notes:
         What a user should know, such as a replaced head.
+    is_detector:
+        Whether it finds boxes; see `sweeper.models.detection`.
     """
 
     info: ModelInfo
@@ -47,6 +50,7 @@ class Pretrained:
     head: str
     fresh: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    is_detector: bool = False
 
     def instantiate(self, seed: int, dropouts: Mapping[str, float], num_reinitialised_blocks: int = 0) -> Any:
         """Return a copy to train: weights from the pristine one, the new head drawn from ``seed``.
@@ -63,6 +67,8 @@ class Pretrained:
             for block in self.layout.blocks[self.layout.num_blocks - num_reinitialised_blocks :]:
                 for part in module.get_submodule(block).modules():
                     _initialise(module, part)
+            if self.is_detector:
+                detection.draw_with_owners(module, self.fresh)
         apply_dropouts(module, self.head, dropouts)
         return module
 
@@ -93,7 +99,10 @@ class Pretrained:
     def load_weights(self, folder: Path) -> Any:
         """Return a module with the weights that `save` wrote, in evaluation mode."""
         with _quiet():
-            return type(self.module).from_pretrained(folder, use_safetensors=True).eval()
+            module = type(self.module).from_pretrained(folder, use_safetensors=True).eval()
+        if self.is_detector:
+            detection.adapt(module)
+        return module
 
 
 def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
@@ -138,15 +147,19 @@ def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
         ) from None
     module.config.update(dict(head.config))
     fresh, notes = _fresh(model, info, module, head, report)
-    layout = find_blocks(module, model.blocks)
+    is_detector = head.auto_class == detection.AUTO_CLASS
+    layout = find_blocks(module, model.blocks, detection.head_parameters(module) if is_detector else None)
+    if is_detector:
+        detection.adapt(module)
     return Pretrained(
         info=info,
         preprocessor=preprocessor,
         module=module.eval(),
         layout=layout,
-        head=_head_name(module),
+        head=detection.head_name(module) if is_detector else _head_name(module),
         fresh=fresh,
         notes=notes,
+        is_detector=is_detector,
     )
 
 
@@ -159,6 +172,8 @@ def _fresh(
     own: dict[str, str] = read_config(model, info.folder).get("id2label") or {}
     labels = tuple(own[key] for key in sorted(own, key=int))
     of_head = {name for name, _ in module.named_parameters() if not name.startswith(f"{module.base_model_prefix}.")}
+    if head.auto_class == detection.AUTO_CLASS:  # what finds boxes knows nothing of classes, and stays
+        of_head = detection.class_layers(module)
     new = missing | mismatched
     notes: tuple[str, ...] = ()
     if (

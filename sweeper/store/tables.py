@@ -74,6 +74,11 @@ PREDICTIONS = [
 ]
 
 
+FOUND_BOXES = pa.list_(pa.struct([("label", pa.int64()), ("score", pa.float32()), ("box", pa.list_(pa.float32()))]))
+"""Targets and predictions of detection: class index, score (a target's is 1, or 0 where it is not counted) and corners
+x0, y0, x1, y1 in pixels of the original image."""
+
+
 @dataclass(frozen=True)
 class Tables:
     """The four result tables."""
@@ -128,10 +133,13 @@ def write_predictions(
     predictions: NDArray[Any],
     probabilities: NDArray[np.float32],
 ) -> None:
-    """Write the part of one confirmation run: N examples, ``probabilities`` (N, K).
+    """Write the part of one confirmation run: N examples, ``probabilities`` (N, K); of boxes their scores.
 
-    ``target`` and ``prediction`` are class indices, numbers, texts, or lists of label indices for rows of 0 and 1.
+    ``target`` and ``prediction`` are class indices, numbers, texts, lists of label indices for rows of 0 and 1, or
+    lists of boxes (`FOUND_BOXES`) for arrays (N, M, 6 or more).
     """
+    if probabilities.ndim == 3:
+        probabilities = probabilities[:, :, 1]
     count, num_classes = probabilities.shape
     offsets = pa.array(np.arange(0, count * num_classes + 1, num_classes, dtype=np.int32))
     columns = {
@@ -147,6 +155,12 @@ def write_predictions(
 
 
 def _answers(values: NDArray[Any]) -> pa.Array:
+    if values.ndim == 3:
+        rows = [
+            [{"label": int(box[0]), "score": box[1], "box": box[2:6].tolist()} for box in found if box[0] >= 0]
+            for found in values
+        ]
+        return pa.array(rows, FOUND_BOXES)
     if values.ndim == 2:
         return pa.array([np.flatnonzero(row).tolist() for row in values], pa.list_(pa.int64()))
     kind = {"i": pa.int64(), "f": pa.float64()}.get(values.dtype.kind, pa.string())

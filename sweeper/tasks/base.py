@@ -6,7 +6,7 @@ preprocessor (from ``models``), and gives tensors to ``train``. Shapes: B exampl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,10 +21,15 @@ from sweeper.core.objective import Goal, Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Model inputs by the name of ``forward``'s argument, each with B rows, and targets with B rows."""
+    """Model inputs by the name of ``forward``'s argument, each with B rows, and targets with B rows.
+
+    ``follow`` moves targets the way augmentation moved the images: given the batch, (B, 2) pixels down and to the right
+    and (B,) whether mirrored, it returns the batch with everything but the pixels moved. None: targets have no place.
+    """
 
     inputs: dict[str, torch.Tensor]
     targets: torch.Tensor
+    follow: Callable[[Batch, NDArray[np.int64], NDArray[np.bool_]], Batch] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,7 @@ class Examples(Protocol):
 
     @property
     def targets(self) -> NDArray[Any]:
-        """Targets in row order, N of them: class indices, numbers, rows of labels (N, K) or texts."""
+        """Targets in row order, N of them: class indices, numbers, rows of labels (N, K), texts or boxes (N, M, 8)."""
         ...
 
     @property
@@ -103,7 +108,7 @@ class NamedTargets:
 
     @property
     def targets(self) -> NDArray[Any]:
-        """Class indices (N,), numbers (N,), labels (N, K) or texts (N,)."""
+        """Class indices (N,), numbers (N,), labels (N, K), texts (N,) or boxes (N, M, 8)."""
         return self._targets
 
     @property
@@ -161,7 +166,8 @@ class Task(Protocol):
     def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         """What evaluation keeps of the outputs, (B, K) in fp32: probabilities, or numbers in the targets' unit.
 
-        ``targets`` serve tasks that keep how well a given text was predicted; all others must not look at them.
+        Of boxes it keeps (B, M, 6). ``targets`` serve tasks that keep how well a given text was predicted; all others
+        must not look at the answers.
         """
         ...
 

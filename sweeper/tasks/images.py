@@ -55,19 +55,23 @@ class ImageInputs:
     def open(self, encoded: pa.Table, preprocessor: Any, num_labels: int = 0) -> PixelExamples:
         """Wrap for random access, with the processor's scale, mean and deviation."""
         channels = int(encoded.schema.metadata[b"shape"].split(b",")[0])
-        scale = np.full(channels, preprocessor.rescale_factor if preprocessor.do_rescale else 1.0)
-        shift = np.zeros(channels)
-        if preprocessor.do_normalize:
-            deviation = np.asarray(preprocessor.image_std)
-            scale, shift = scale / deviation, -np.asarray(preprocessor.image_mean) / deviation
-        return PixelExamples(encoded, scale, shift, num_labels)
+        return PixelExamples(encoded, *pixel_scale(preprocessor, channels), target_array(encoded, num_labels))
+
+
+def pixel_scale(preprocessor: Any, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a processor's scale and shift by channel: what rescaling and normalising come to."""
+    scale = np.full(channels, preprocessor.rescale_factor if preprocessor.do_rescale else 1.0)
+    if not preprocessor.do_normalize:
+        return scale, np.zeros(channels)
+    deviation = np.asarray(preprocessor.image_std)
+    return scale / deviation, -np.asarray(preprocessor.image_mean) / deviation
 
 
 class PixelExamples(NamedTargets):
     """Decoded images in Arrow memory, scaled per batch: pixel * scale + shift, by channel."""
 
     def __init__(
-        self, table: pa.Table, scale: NDArray[np.float64], shift: NDArray[np.float64], num_labels: int = 0
+        self, table: pa.Table, scale: NDArray[np.float64], shift: NDArray[np.float64], targets: NDArray[Any]
     ) -> None:
         shape = tuple(int(side) for side in table.schema.metadata[b"shape"].split(b","))
         column = table.column("pixels")
@@ -77,7 +81,7 @@ class PixelExamples(NamedTargets):
         self._pixels = self._pixels.reshape(len(chunk), *shape)
         self._scale = torch.as_tensor(scale, dtype=torch.float32)[:, None, None]
         self._shift = torch.as_tensor(shift, dtype=torch.float32)[:, None, None]
-        super().__init__(table, target_array(table, num_labels))
+        super().__init__(table, targets)
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -57,7 +57,7 @@ class Labelled(ABC):
             problems.append(Problem("task.metric.name", rule, name, "choose one of them"))
         if spec.balance != "none" and "balance" in self.not_applicable:
             problems.append(Problem("task.balance", self.not_applicable["balance"], spec.balance, "remove it"))
-        if spec.threshold is not None and len(self._facts.classes) != 2:
+        if spec.threshold is not None and (self.target_kind != "class" or len(self._facts.classes) != 2):
             rule = "a threshold needs a task of two classes"
             problems.append(Problem("task.threshold", rule, str(spec.threshold), "remove it"))
         if problems:
@@ -99,7 +99,7 @@ def not_applicable(kind: str, target: TargetKind) -> dict[str, str]:
     found = dict.fromkeys(other, f"applies to {what} only")
     if target == "text":
         found |= dict.fromkeys(("focal_gamma", "balance"), "applies to classes only")
-    if target == "number":
+    if target in ("number", "boxes"):
         found |= dict.fromkeys((*OF_CLASSES, "mixup_alpha", "cutmix_alpha"), "applies to classes only")
     if target == "labels":
         found["balance"] = "applies to one label an example only"

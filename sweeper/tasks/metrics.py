@@ -62,6 +62,23 @@ GENERATION = _table(
 )
 
 
+DETECTION = _table(
+    Metric(
+        "map",
+        "maximize",
+        "COCO's average precision: mean over IoU .50 to .95 in steps of .05 and over the classes that occur; 0 where "
+        "none does",
+    ),
+    Metric("map_50", "maximize", "average precision at IoU .50, Pascal VOC's overlap, with COCO's 101 recall points"),
+    Metric("map_75", "maximize", "average precision at IoU .75"),
+    Metric("map_small", "maximize", "map of boxes below 32 x 32 pixels; 0 where none occurs"),
+    Metric("map_medium", "maximize", "map of boxes from 32 x 32 to 96 x 96 pixels; 0 where none occurs"),
+    Metric("map_large", "maximize", "map of boxes above 96 x 96 pixels; 0 where none occurs"),
+    Metric("mar_100", "maximize", "mean recall of at most 100 detections an image over the same IoUs and classes"),
+)
+_COCO_STATS = {"map": 0, "map_50": 1, "map_75": 2, "map_small": 3, "map_medium": 4, "map_large": 5, "mar_100": 8}
+
+
 def decisions(probabilities: NDArray[Any], threshold: float | None = None) -> NDArray[np.int64]:
     """Return the most probable class (N,), ties to the first; of two classes the second from ``threshold`` on."""
     if threshold is None:
@@ -181,6 +198,35 @@ def generation_scores(kept: NDArray[Any]) -> dict[str, float]:
         "token_accuracy": float(hits / tokens),
         "exact_match": float(np.mean(kept[:, 1] == kept[:, 2])),
     }
+
+
+def detection_scores(targets: NDArray[Any], detections: NDArray[Any], num_classes: int) -> dict[str, float]:
+    """Score detections (N, D, 6) against boxes (N, M, 8) as pycocotools would; see `sweeper.tasks.boxes`.
+
+    Boxes of score 0 are COCO's crowds: a detection on one counts neither for nor against.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    def rows(boxes: NDArray[Any]) -> list[dict[str, Any]]:
+        image, at = np.nonzero(boxes[:, :, 0] >= 0)
+        chosen = boxes[image, at].astype(np.float64)
+        sizes = chosen[:, 4:6] - chosen[:, 2:4]
+        return [
+            {"image_id": int(i) + 1, "category_id": int(box[0]) + 1, "bbox": [*box[2:4].tolist(), *size.tolist()]}
+            | {"score": float(box[1]), "area": float(size[0] * size[1])}
+            for i, box, size in zip(image, chosen, sizes, strict=True)
+        ]
+
+    truth = [{**row, "id": at + 1, "iscrowd": int(row["score"] == 0)} for at, row in enumerate(rows(targets))]
+    found = rows(detections)
+    if not truth or not found:
+        return dict.fromkeys(DETECTION, 0.0)
+    images = [{"id": index + 1} for index in range(len(targets))]
+    classes = [{"id": index + 1, "name": str(index)} for index in range(num_classes)]
+    asked = COCO({"images": images, "annotations": truth, "categories": classes})
+    evaluation = COCOeval_faster(asked, asked.loadRes(found), "bbox", print_function=lambda *_: None)
+    evaluation.run()
+    return {name: max(0.0, float(evaluation.stats[at])) for name, at in _COCO_STATS.items()}
 
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

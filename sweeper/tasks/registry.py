@@ -19,6 +19,7 @@ BUILT_IN = {
     "multi-label-classification": "sweeper.tasks.multi_label:MultiLabelClassification",
     "text-generation": "sweeper.tasks.text_generation:TextGeneration",
     "regression": "sweeper.tasks.regression:Regression",
+    "object-detection": "sweeper.tasks.object_detection:ObjectDetection",
 }
 
 

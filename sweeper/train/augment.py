@@ -9,7 +9,7 @@ them. Text: dropped tokens are hidden from attention, never the first and the la
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,16 @@ class Augmentation:
     def apply(self, batch: Batch, draws: Draws, at: NDArray[np.int64]) -> Batch:
         """Crop, flip and drop; ``at`` are the examples' positions in the global batch."""
         inputs = dict(batch.inputs)
+        steps, flips = None, draws.flips[at]
         if "pixel_values" in inputs and (self.random_crop > 0 or self.horizontal_flip > 0):
-            inputs["pixel_values"] = _moved(inputs["pixel_values"], draws.shifts[at], draws.flips[at])
+            steps = np.rint(draws.shifts[at] * inputs["pixel_values"].shape[-2:]).astype(np.int64)
+            inputs["pixel_values"] = moved(inputs["pixel_values"], steps, flips)
+            if "pixel_mask" in inputs:
+                inputs["pixel_mask"] = moved(inputs["pixel_mask"][:, None].float(), steps, flips)[:, 0].long()
         if "attention_mask" in inputs and self.token_dropout > 0:
             inputs["attention_mask"] = _hidden(inputs["attention_mask"], self.token_dropout, draws.seeds[at])
-        return Batch(inputs=inputs, targets=batch.targets)
+        changed = replace(batch, inputs=inputs)
+        return changed if steps is None or batch.follow is None else batch.follow(changed, steps, flips)
 
     def mix(self, batch: Batch, partners: Batch, draws: Draws) -> tuple[Batch, float]:
         """Mix images with their partners'; return them with the share of the loss that is the first one's."""
@@ -82,7 +87,7 @@ class Augmentation:
             mixed = first.clone()
             mixed[..., top:bottom, left:right] = second[..., top:bottom, left:right]
             share = 1 - (bottom - top) * (right - left) / (height * width)
-        return Batch(inputs={**batch.inputs, "pixel_values": mixed}, targets=batch.targets), share
+        return replace(batch, inputs={**batch.inputs, "pixel_values": mixed}), share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +107,12 @@ class Draws:
     centre: NDArray[np.float64]
 
 
-def _moved(pixels: torch.Tensor, shifts: NDArray[np.float64], flips: NDArray[np.bool_]) -> torch.Tensor:
-    """Shift and mirror images (B, C, H, W) by whole pixels; what comes in repeats the edge."""
+def moved(pixels: torch.Tensor, steps: NDArray[np.int64], flips: NDArray[np.bool_]) -> torch.Tensor:
+    """Shift and mirror images (B, C, H, W) by whole pixels; what comes in repeats the edge.
+
+    ``steps`` (B, 2) is how far the window on each image goes down and to the right, ``flips`` (B,) mirrors it then.
+    """
     height, width = pixels.shape[-2:]
-    steps = np.rint(shifts * (height, width)).astype(np.int64)
     most = int(np.abs(steps).max(initial=0))
     padded = functional.pad(pixels, (most,) * 4, mode="replicate") if most else pixels
     found = []
