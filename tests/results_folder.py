@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from sweeper.core.objective import Objective
 from sweeper.core.trial import Measurement, TrialKind, TrialRecord, TrialSpec, TrialState
-from sweeper.store.manifest import Manifest, write_manifest
+from sweeper.store.manifest import Manifest, read_manifest, write_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState, TestResult
-from sweeper.store.tables import write_tables
+from sweeper.store.tables import PREDICTIONS, write_table, write_tables
 
 SPACE = {
     "parameters": {
@@ -100,4 +101,36 @@ def make_results(root, models=("good", "middling", "<img src=x onerror=alert(1)>
         ),
     )
     write_tables(paths, state, Objective("accuracy", "maximize"))
+    return root
+
+
+def add_predictions(root, models=("good", "middling", "<img src=x onerror=alert(1)>")):
+    """Give a study test predictions on ten examples: model r is wrong on the last r of them, and its costs."""
+    targets = np.array([0, 1] * 5)
+    parts = []
+    for rank, model in enumerate(models):
+        answers = targets.copy()
+        answers[len(answers) - rank :] ^= 1
+        for seed in SEEDS:
+            part = {"model": [model] * 10, "config": ["tuned"] * 10, "seed": [seed] * 10}
+            part |= {"example_id": [f"e{index}" for index in range(10)], "target": targets, "prediction": answers}
+            parts.append(pa.table(part | {"probabilities": [[0.5, 0.5]] * 10}, schema=pa.schema(PREDICTIONS)))
+    paths = ResultPaths(root)
+    write_table(paths.predictions, pa.concat_tables(parts))
+    manifest = read_manifest(paths)
+    manifest.costs = {
+        model: {
+            "num_parameters": 1_000_000 * (3 - rank),
+            "checkpoint_bytes": 4_000_000,
+            "device": "cpu",
+            "num_threads": 1,
+            "precision": "fp32",
+            "batches": [
+                {"batch_size": size, "seconds": 0.001 * (3 - rank), "examples_per_second": 9.0} for size in (1, 32)
+            ],
+        }
+        for rank, model in enumerate(models)
+    }
+    manifest.checkpoints = {model: {"model_type": "vit", "licence": "mit"} for model in models}
+    write_manifest(paths, manifest)
     return root

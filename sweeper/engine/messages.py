@@ -61,11 +61,12 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """Reply to `Test`: the metrics on the test split."""
+    """Reply to `Test`: the metrics on the test split, and for one run of a model what using it costs."""
 
     metrics: Mapping[str, float]
     num_examples: int
     elapsed_seconds: float
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

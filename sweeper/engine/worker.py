@@ -25,6 +25,7 @@ from sweeper.tasks.base import Examples, Task
 from sweeper.tasks.registry import make_task
 from sweeper.train.activation_cache import ActivationStore
 from sweeper.train.evaluate import predict
+from sweeper.train.inference import inference_cost
 from sweeper.train.loop import TrainData, TrainingRun, train
 
 
@@ -114,10 +115,13 @@ class TrainingWorker:
                 predictions=predictions.decisions,
                 probabilities=predictions.probabilities,
             )
+        elapsed = time.perf_counter() - began
+        first = trial.config == "tuned" and trial.number == 0 and _rank() == 0  # once a model is enough
         return Tested(
             metrics=dict(predictions.scores),
             num_examples=len(predictions.targets),
-            elapsed_seconds=time.perf_counter() - began,
+            elapsed_seconds=elapsed,
+            cost=inference_cost(model, weights, self._task, examples, self._config.options) if first else {},
         )
 
     def _leave(self, *, snapshot: bool) -> None:

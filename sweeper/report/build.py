@@ -1,24 +1,21 @@
-"""Building the report: a self-contained page, Markdown, LaTeX, ``leaderboard.json`` and ``tuning_curves.json``."""
+"""Building the report: a self-contained page, Markdown, LaTeX, CSV, ``leaderboard.json`` and ``tuning_curves.json``."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from sweeper.core.trial import TrialState
-from sweeper.report.figures import figures
-from sweeper.report.gaps import gaps
+from sweeper.report.examples import comparisons, read_examples
 from sweeper.report.latex import latex
 from sweeper.report.leaderboard import leaderboard
-from sweeper.report.markdown import interval, markdown
+from sweeper.report.markdown import markdown
+from sweeper.report.page import page
 from sweeper.report.source import read_source
 from sweeper.report.tuning import tuning_curves
-from sweeper.report.words import boundary_flags, effort, method, summary
 from sweeper.store.paths import replace_file
 
 
@@ -33,33 +30,16 @@ def build_report(root: Path) -> Path:
     source = read_source(root)
     entries = leaderboard(source)
     curves = tuning_curves(source)
-    environment = Environment(loader=PackageLoader("sweeper.report"), autoescape=True, trim_blocks=True)
-    page = environment.get_template("report.html.j2").render(
-        name=source.manifest.name,
-        metric=source.objective.metric,
-        goal=source.objective.goal,
-        plan_hash=source.manifest.plan_hash,
-        created_at=source.manifest.created_at,
-        summary=summary(source, entries),
-        entries=entries,
-        figures=figures(source, entries, curves),
-        curves=curves,
-        gaps=gaps(source),
-        effort=effort(source),
-        flags=boundary_flags(source),
-        failures=[t for t in source.trials if t["state"] in (TrialState.FAIL, TrialState.INFEASIBLE)],
-        method=method(source),
-        models=source.manifest.content["models"],
-        interval=interval,
-        gain=_gain,
-        plotlyjs=Markup(get_plotlyjs()),  # noqa: S704 - the library itself, not anyone's text
-    )
+    examples = read_examples(source)
+    by_example = comparisons(examples)
     folder = source.paths.report
     _write(folder / "leaderboard.json", json.dumps(entries, indent=2) + "\n")
     _write(folder / "tuning_curves.json", json.dumps(curves, allow_nan=False) + "\n")
     _write(folder / "leaderboard.tex", latex(source, entries))
-    _write(folder / "report.md", markdown(source, entries, curves))
-    _write(folder / "index.html", page)
+    _write(folder / "leaderboard.csv", _csv([_flat_entry(entry) for entry in entries]))
+    _write(folder / "trials.csv", _csv(source.trials))
+    _write(folder / "report.md", markdown(source, entries, curves, by_example))
+    _write(folder / "index.html", page(source, entries, curves, examples, by_example))
     return folder / "index.html"
 
 
@@ -67,6 +47,24 @@ def _write(path: Path, text: str) -> None:
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def _gain(entry: dict[str, Any]) -> str:
-    tuned, default = entry["tuned"]["mean"], entry["default"]["mean"]
-    return "" if tuned is None or default is None else f"{tuned - default:+.4f}"
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _flat_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {
+        f"{config}_{key}": entry[config][key]
+        for config in ("tuned", "default")
+        for key in ("mean", "ci_low", "ci_high")
+    }
+    return (
+        {key: entry[key] for key in ("rank", "model")}
+        | scores
+        | {"num_seeds": len(entry["tuned"]["seeds"]), "best_validation": entry["validation"]}
+        | {key: entry[key] for key in ("num_trials", "device_seconds")}
+        | {"best_params": json.dumps(entry["best_params"])}
+    )

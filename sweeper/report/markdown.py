@@ -1,18 +1,27 @@
-"""The report as Markdown: the summary, the leaderboard, the effort and the method."""
+"""The report as Markdown: everything of the page but its figures, and of the trials the best configurations alone."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from sweeper.report.gaps import gaps
+from sweeper.report.costs import costs, setting
+from sweeper.report.effects import flips, tuning_effects
+from sweeper.report.gaps import OVERTUNING_NOTE, gaps
+from sweeper.report.method import method, openings, scope
 from sweeper.report.source import Source
-from sweeper.report.words import boundary_flags, effort, method, summary
+from sweeper.report.words import boundary_flags, effort, points, summary, verdict_rows
 
 
-def markdown(source: Source, entries: list[dict[str, Any]], curves: dict[str, Any]) -> str:
-    """Return the report as Markdown; names are escaped. ``curves`` is what `tuning_curves` returns."""
+def markdown(
+    source: Source, entries: list[dict[str, Any]], curves: dict[str, Any], by_example: list[dict[str, Any]]
+) -> str:
+    """Return the report as Markdown; names are escaped.
+
+    ``curves`` is what `tuning_curves` returns, ``by_example`` what `comparisons` of test examples returns.
+    """
     lines = [f"# {escape(source.manifest.name)}", "", escape(summary(source, entries)), ""]
+    lines += [*(f"- {escape(point['text'])}" for point in points(source, curves)), ""]
     lines += [
         "| rank | model | tuned, test | default, test | trials | device-seconds |",
         "| --: | --- | --- | --- | --: | --: |",
@@ -22,13 +31,16 @@ def markdown(source: Source, entries: list[dict[str, Any]], curves: dict[str, An
         f"| {e['num_trials']} | {e['device_seconds']:.0f} |"
         for e in entries
     ]
-    lines += ["", *_claims(entries), *_tuning(curves), *_gaps(gaps(source)), "## Effort", ""]
+    lines += ["", *_claims(source, entries), *_by_example(by_example), *_effects(source), *_tuning(curves)]
+    lines += [*_gaps(gaps(source)), "## Openings of the test split", ""]
+    lines += [*(f"- {escape(line)}" for line in openings(source)), "", "## Effort", ""]
     rows = effort(source)
-    keys = ["model", "trials", "complete", "pruned", "fail", "infeasible", "epochs"]
+    keys = ["model", "trials", "complete", "pruned", "fail", "infeasible", "epochs", "unequal"]
     lines += [f"| {' | '.join(keys)} |", f"| {' | '.join('---' for _ in keys)} |"]
     lines += ["| " + " | ".join(escape(str(row[key])) for key in keys) + " |" for row in rows]
-    lines += ["", *(f"- {escape(line)}" for line in boundary_flags(source)), "", "## Method and scope", ""]
-    lines += [f"{escape(line)}\n" for line in method(source)]
+    lines += ["", *(f"- {escape(line)}" for line in boundary_flags(source)), "", *_costs(source, entries)]
+    lines += ["## Scope of the claims", "", *(f"- {escape(line)}" for line in scope(source)), "", "## Method", ""]
+    lines += [f"**{heading}.** {escape(text)}\n" for heading, text in method(source)]
     lines += ["## Best configurations", ""]
     for entry in entries:
         lines += [
@@ -40,17 +52,70 @@ def markdown(source: Source, entries: list[dict[str, Any]], curves: dict[str, An
     return "\n".join(lines)
 
 
-def _claims(entries: list[dict[str, Any]]) -> list[str]:
+def _claims(source: Source, entries: list[dict[str, Any]]) -> list[str]:
     claims = [
-        f"- {escape(entry['model'])} {escape(v['verdict'])} {escape(v['other'])}: difference {v['difference']:+.4f}"
-        + (f" [{v['ci_low']:+.4f}, {v['ci_high']:+.4f}]" if v["ci_low"] is not None else "")
-        + f", p = {v['p_value']:.3g} (Holm), unit: {v['unit']}"
-        + (f", about {v['more_seeds']} more seeds" if v["more_seeds"] else "")
-        for entry in entries
-        for v in entry["verdicts"]
-        if entry["rank"] < next(other["rank"] for other in entries if other["model"] == v["other"])
+        f"- {escape(row['model'])} {escape(row['verdict'])} {escape(row['other'])}: difference {row['difference']:+.4f}"
+        f"{_bounds(row)}, p = {row['p_value']:.3g} (Holm), unit: {row['unit']}"
+        + (f", {row['needs']}" if row["needs"] else "")
+        for row in verdict_rows(source, entries)
     ]
     return ["## Verdicts", "", *claims, ""] if claims else []
+
+
+def _by_example(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [
+        f"With the test example as the unit (share of right answers, {rows[0]['num_examples']} examples, McNemar's p):",
+        "",
+    ]
+    lines += [
+        f"- {escape(row['model'])} against {escape(row['other'])}: {row['difference']:+.4f}{_bounds(row)}, "
+        f"only the first right {row['only_model']}, only the second {row['only_other']}, p = {row['p_value']:.3g} "
+        f"(Holm)"
+        for row in rows
+    ]
+    return [*lines, ""]
+
+
+def _effects(source: Source) -> list[str]:
+    effects = tuning_effects(source)
+    if not effects:
+        return []
+    lines = ["## What tuning changed", "", *(f"{escape(line)}\n" for line in flips(source))]
+    lines += ["| model | tuned | default | tuned better by | p (Holm) | |", "| --- | --: | --: | --: | --: | --- |"]
+    for effect in effects:
+        better = f"{effect.difference:+.4f}{_bounds(vars(effect))}"
+        p_value = "" if effect.same else f"{effect.p_value:.3g}"
+        cells = [escape(effect.model), f"{effect.tuned:.4f}", f"{effect.default:.4f}", better, p_value, effect.words]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _costs(source: Source, entries: list[dict[str, Any]]) -> list[str]:
+    rows = costs(source, entries)
+    keys = ["num_parameters", "checkpoint_bytes", "search_seconds", "training_seconds"]
+    if not any(row[key] for row in rows for key in keys):
+        return []
+    names = [key.replace("_", " ") for key in keys] + [
+        *(f"seconds at batch {size}" for size in (1, 32)),
+        *(f"examples a second at batch {size}" for size in (1, 32)),
+        "Pareto front",
+    ]
+    lines = ["## Cost beside quality", "", f"| model | {' | '.join(names)} |", f"| --- |{' --: |' * len(names)}"]
+    for row in rows:
+        batches = [row["batches"].get(size, {}) for size in (1, 32)]
+        values = [row[key] for key in keys]
+        values += [batch.get(key) for key in ("seconds", "examples_per_second") for batch in batches]
+        cells = [
+            "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in values
+        ]
+        lines.append(f"| {escape(row['model'])} | {' | '.join(cells)} | {'yes' if row['pareto'] else ''} |")
+    return [*lines, "", f"{escape(setting(source))}\n"]
+
+
+def _bounds(row: dict[str, Any]) -> str:
+    return f" [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]" if row["ci_low"] is not None else ""
 
 
 def _tuning(curves: dict[str, Any]) -> list[str]:
@@ -80,7 +145,8 @@ def _gaps(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     keys = ["search", "validation", "test", "optimism", "gap", "overtuning", "relative_overtuning"]
-    lines = ["## Validation against test", "", "Positive: validation looks better than what follows it.", ""]
+    note = f"Positive: validation looks better than what follows it. {OVERTUNING_NOTE}"
+    lines = ["## Validation against test", "", note, ""]
     lines += [f"| model | config | {' | '.join(key.replace('_', ' ') for key in keys)} |"]
     lines += [f"| --- | --- |{' --: |' * len(keys)}"]
     for row in rows:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from sweeper.core.objective import Objective
 from sweeper.core.trial import TrialState
 from sweeper.store.manifest import Manifest, read_manifest
 from sweeper.store.paths import ResultPaths
-from sweeper.store.tables import read_tables
+from sweeper.store.tables import read_table
 
 CONFIGS = ("tuned", "default")
 
@@ -20,7 +21,7 @@ class Source:
     """A result folder, read.
 
     ``trials`` and ``measurements`` are rows as dictionaries; ``scores[model, config, split][seed]`` holds the
-    objective's metric of each confirmation run.
+    objective's metric of each confirmation run, ``seconds[model, config][seed]`` how long its training took.
     """
 
     paths: ResultPaths
@@ -30,10 +31,33 @@ class Source:
     trials: list[dict[str, Any]]
     measurements: list[dict[str, Any]]
     scores: dict[tuple[str, str, str], dict[int, float]]
+    seconds: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+
+    @cached_property
+    def _by_model(self) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {model: [] for model in self.models}
+        for trial in self.trials:
+            found.setdefault(trial["model"], []).append(trial)
+        return found
 
     def of(self, model: str) -> list[dict[str, Any]]:
         """The search trials of one model, by number."""
-        return [trial for trial in self.trials if trial["model"] == model]
+        return self._by_model[model]
+
+    def space(self, model: str) -> dict[str, Any]:
+        """A model's search space as the manifest holds it: ``parameters``, ``default``, ``source``."""
+        entry: dict[str, Any] = next(e for e in self.manifest.content["models"] if e["name"] == model)
+        return dict(entry["space"])
+
+    @property
+    def sign(self) -> float:
+        """1 where more of the metric is better, else -1."""
+        return 1.0 if self.objective.goal == "maximize" else -1.0
+
+    @property
+    def num_workers(self) -> int:
+        """Devices of a lane: device-seconds are elapsed seconds times this."""
+        return int(self.manifest.content.get("training", {}).get("num_workers", 1))
 
     def complete(self, model: str) -> list[dict[str, Any]]:
         """The COMPLETE search trials of one model, by number."""
@@ -65,20 +89,26 @@ def read_source(root: Path) -> Source:
     """
     paths = ResultPaths(root)
     manifest = read_manifest(paths)
-    tables = read_tables(paths)
+    trials, measurements, confirmations = (
+        read_table(path) for path in (paths.trials, paths.measurements, paths.confirmations)
+    )
     objective = Objective(**manifest.content["objective"])
     scores: dict[tuple[str, str, str], dict[int, float]] = {}
-    for row in tables.confirmations.to_pylist():
+    seconds: dict[tuple[str, str], dict[int, float]] = {}
+    for row in confirmations.to_pylist():
         if row["metric"] == objective.metric:
             scores.setdefault((row["model"], row["config"], row["split"]), {})[row["seed"]] = row["value"]
+            if row["elapsed_seconds"] is not None:
+                seconds.setdefault((row["model"], row["config"]), {})[row["seed"]] = row["elapsed_seconds"]
     return Source(
         paths=paths,
         manifest=manifest,
         objective=objective,
         models=tuple(entry["name"] for entry in manifest.content["models"]),
-        trials=sorted(tables.trials.to_pylist(), key=lambda t: (t["model"], t["number"])),
-        measurements=tables.measurements.to_pylist(),
+        trials=sorted(trials.to_pylist(), key=lambda t: (t["model"], t["number"])),
+        measurements=measurements.to_pylist(),
         scores=scores,
+        seconds=seconds,
     )
 
 

@@ -28,7 +28,7 @@ def tuning_curves(source: Source) -> dict[str, Any]:
     validation-chosen trial where trials have test scores. Then ``winner`` and ``leads`` at budgets that all models have
     completed, by V, ``sentences`` that name them, and ``caveats``.
     """
-    sign = 1.0 if source.objective.goal == "maximize" else -1.0
+    sign = source.sign
     complete = {model: source.complete(model) for model in source.models}
     scores = {
         model: sign * np.array([trial["value"] for trial in trials], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The report in words, made from what was done: the summary, the method, the scope of the claim, what was unequal."""
+"""The report in words, made from what was done: the sentence that can be quoted, what was unequal, what to look at."""
 
 from __future__ import annotations
 
@@ -6,84 +6,112 @@ from typing import Any
 
 from sweeper.core.space import Float
 from sweeper.core.trial import TrialState
-from sweeper.report.source import Source, majority_baseline
+from sweeper.report.effects import flips, tuning_effects
+from sweeper.report.source import Source
 
 
 def summary(source: Source, entries: list[dict[str, Any]]) -> str:
-    """Return the sentence that can be quoted."""
+    """Return the sentences that can be quoted."""
     if source.imported and not source.scores:
         return _imported_summary(source, entries)
     confirmed = [entry for entry in entries if entry["tuned"]["mean"] is not None]
     if not confirmed:
         return "No model has been confirmed on the test split yet: nothing can be claimed."
-    first = confirmed[0]
-    metric = source.objective.metric
-    text = f"{first['model']} has the best mean test {metric} at its tuned best, {first['tuned']['mean']:.4f}"
-    text += f" over {len(first['tuned']['seeds'])} fresh seeds. "
-    claims = []
-    for verdict in first["verdicts"]:
-        if verdict["verdict"] == "beats":
-            claims.append(f"it beats {verdict['other']} (p = {verdict['p_value']:.3g} after Holm)")
-        elif verdict["verdict"] == "ties with":
-            claims.append(f"it ties with {verdict['other']} within {source.delta:g}")
-        else:
-            count = verdict["more_seeds"]
-            more = f", about {count} more {'seed' if count == 1 else 'seeds'} would tell" if count else ""
-            claims.append(f"against {verdict['other']} the difference is not established{more}")
-    return text + ("; ".join(claims).capitalize() + "." if claims else "There is no other model to compare it with.")
+    first, metric = confirmed[0], source.objective.metric
+    scores = first["tuned"]
+    interval = ""
+    if scores["ci_low"] is not None:
+        interval = f" (95% interval {scores['ci_low']:.4f} to {scores['ci_high']:.4f})"
+    text = (
+        f"{first['model']} has the best mean test {metric} at its tuned best: {scores['mean']:.4f}{interval} over "
+        f"{count(len(scores['seeds']), 'fresh seed')}. "
+    )
+    return text + _claims(source, first["verdicts"])
 
 
-def method(source: Source) -> list[str]:
-    """Return paragraphs on what was done and what the claim covers."""
+def points(source: Source, curves: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a reader should know beside the ranking: ``text``, and ``warn`` where it weakens the claims."""
+    unequal = [f"{row['model']} {row['unequal']}" for row in effort(source) if row["unequal"]]
+    found = [{"text": f"Unequal effort: {'; '.join(unequal)}.", "warn": True}] if unequal else []
+    effects = tuning_effects(source)
+    for words, text in (
+        ("tuning helps", "Tuning improves on the default of {}."),
+        ("tuning hurts", "Tuning is worse than the default on test for {}."),
+        ("not established", "That tuning changes anything is not established for {}."),
+        ("the default won the search", "The default configuration won the search of {}."),
+    ):
+        models = [effect.model for effect in effects if effect.words == words]
+        if models:
+            found.append({"text": text.format(listed(models)), "warn": words == "tuning hurts"})
+    found += [{"text": line, "warn": False} for line in flips(source)]
+    found += [{"text": line, "warn": False} for line in curves["sentences"] if line.startswith("Crossing")]
+    if len(source.manifest.test_openings) > 1:
+        found.append({"text": "Seeds were added after a first look at the test scores.", "warn": True})
     if source.imported:
-        return _imported_method(source)
-    content, manifest = source.manifest.content, source.manifest
-    search, seeds = content["search"], manifest.seeds["confirmation"]
-    counts = {split: sum(classes.values()) for split, classes in manifest.data["counts"].items()}
-    stopping = search["scheduler"]
-    pruning = "No trial was stopped early."
-    if stopping["type"] in _STOPPING:
-        pruning = (
-            f"Trials were stopped early by {_STOPPING[stopping['type']]} (reduction factor "
-            f"{stopping['reduction_factor']}, first rung after {stopping['grace_fraction']:.0%} of the epochs), "
-            "rungs kept per model. A trial was judged only after its warm-up and its last unfreezing event."
-        )
-    openings = "; ".join(
-        f"{opening['at']} for {opening['num_runs']} runs ({opening['reason']})" for opening in manifest.test_openings
-    )
-    searched = (
-        f"Each of {len(source.models)} models was tuned separately with {search['num_trials']} trials of at most "
-        f"{search['max_epochs']} epochs (sampler {search['sampler']}); trial 0 is its default configuration. {pruning}"
-    )
-    confirmed = (
-        f"The best trial of each model was chosen by validation {source.objective.metric} ({source.objective.goal}) "
-        f"alone. It and the default were then trained anew with {len(seeds)} seeds that the search never used, the "
-        "same for all models, the epoch again chosen on validation, and scored on the test split."
-    )
-    data = (
-        f"Data: train {counts['train']}, validation {counts['validation']}, test {counts['test']} examples, "
-        f"fingerprint {manifest.data['fingerprint'][:12]}. The test split was opened {len(manifest.test_openings)} "
-        f"time(s): {openings or 'never'}."
-    )
-    added = ""
-    if len(manifest.test_openings) > 1:
-        added = "Seeds were added after a first look at the test scores, so false claims are likelier than 5%. "
-    if source.delta:
-        added += f"Two models tie where two one-sided tests say that they differ by less than {source.delta:g}. "
-    scope = (
-        "Intervals are Student's t over seeds (95%). Verdicts are exact sign-flip tests on paired seeds, "
-        f"Holm-adjusted over all pairs. {added}Varied: {', '.join(content['confirm']['vary'])}. The claim covers these "
-        "checkpoints, this data, these search spaces and this budget; it says nothing of other splits unless `split` "
-        "was varied."
-    )
-    versions = "Versions: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) + "."
-    lines = [searched, confirmed, data, scope, versions]
-    baseline = majority_baseline(source)
-    if baseline is not None:
-        lines.append(
-            f"Trivial baseline: always answering {baseline[0]!r} is right on {baseline[1]:.4f} of the test split."
-        )
-    return lines + [f"Note: {note}" for note in manifest.notes] + [f"Accepted: {c}" for c in manifest.accepted_changes]
+        text = "Imported trials: no fresh seeds, no sealed test split; see the scope."
+        found.append({"text": text, "warn": True})
+    elif source.scores:
+        varied = "seeds and of redrawn splits" if "split" in source.manifest.content["confirm"]["vary"] else "seeds"
+        text = f"The claim holds over fresh {varied}, for these checkpoints, spaces, budget and data; see its scope."
+        found.append({"text": text, "warn": False})
+    return found
+
+
+def listed(names: list[str]) -> str:
+    """Return ``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def verdict_rows(source: Source, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the verdict of each pair once, the better model first; ``needs`` is what a claim would need."""
+    rank = {entry["model"]: entry["rank"] for entry in entries}
+    rows = []
+    for entry in entries:
+        for verdict in entry["verdicts"]:
+            if entry["rank"] > rank[verdict["other"]]:
+                continue
+            more = verdict["more_seeds"]
+            needs = ""
+            if verdict["verdict"] == "undecided against":
+                needs = f"about {count(more, 'more seed')}" if more else "no feasible number of seeds would tell"
+            if verdict["verdict"] == "ties with":
+                needs = f"within {source.delta:g}"
+            rows.append({**verdict, "model": entry["model"], "needs": needs})
+    return rows
+
+
+def _claims(source: Source, verdicts: list[dict[str, Any]]) -> str:
+    """Return what the best model's verdicts come to, those of one kind together."""
+    if not verdicts:
+        return "There is no other model to compare it with."
+    parts = []
+    for kind, text in (("beats", "it beats {}"), ("loses to", "it loses to {}"), ("ties with", "it ties with {}")):
+        mine = [verdict for verdict in verdicts if verdict["verdict"] == kind]
+        if not mine:
+            continue
+        reason = f"p = {max(verdict['p_value'] for verdict in mine):.2g} after Holm"
+        if len(mine) > 1:
+            reason = reason.replace("=", "≤", 1)
+        if kind == "ties with":
+            reason = f"within {source.delta:g}"
+        parts.append(f"{text.format(listed([verdict['other'] for verdict in mine]))} ({reason})")
+    for verdict in verdicts:
+        if verdict["verdict"] == "undecided against":
+            told = f"p = {verdict['p_value']:.2g}{more_seeds(verdict)}"
+            parts.append(f"against {verdict['other']} the difference is not established ({told})")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def more_seeds(verdict: dict[str, Any]) -> str:
+    """Return how many more seeds a claim would need, to be put after a comma; empty where nothing is known."""
+    more = verdict["more_seeds"]
+    return f", about {count(more, 'more seed')} would tell" if more else ""
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``1 seed`` or ``2 seeds``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def effort(source: Source) -> list[dict[str, Any]]:
@@ -104,8 +132,20 @@ def effort(source: Source) -> list[dict[str, Any]]:
         )
     asked = source.manifest.content["search"]["num_trials"]
     for row in rows:
-        row["unequal"] = row["trials"] != asked or row["fail"] + row["infeasible"] > 0
+        row["unequal"] = _unequal(row, asked)
     return rows
+
+
+def _unequal(row: dict[str, Any], asked: int) -> str:
+    """Say in which way a model got less than the plan gave every model; empty where it did not."""
+    found = []
+    if row["trials"] != asked:
+        found.append(f"{row['trials']} of {asked} trials")
+    if row["fail"]:
+        found.append(f"{row['fail']} failed")
+    if row["infeasible"]:
+        found.append(f"{row['infeasible']} infeasible")
+    return ", ".join(found)
 
 
 def boundary_flags(source: Source) -> list[str]:
@@ -137,45 +177,6 @@ def _imported_summary(source: Source, entries: list[dict[str, Any]]) -> str:
     return text
 
 
-def _imported_method(source: Source) -> list[str]:
-    """Return what was imported and, one by one, what cannot be claimed from it."""
-    imported = source.imported or {}
-    columns = ", ".join(f"{name} from {column!r}" for name, column in imported["columns"].items())
-    lines = [
-        (
-            f"Imported from {imported['source']} (as {imported['format']}, SHA-256 {imported['sha256'][:12]}); sweeper "
-            f"did not run these trials. Columns: {columns}. Metric: {source.objective.metric}, {source.objective.goal}."
-        ),
-        (
-            "What cannot be claimed: the search may not have been independent draws (tuning curves and bands hold for "
-            "those only), nor equal in space and budget between the models; early stopping, retries and choices made "
-            "by hand are not known."
-        ),
-    ]
-    if source.scores:
-        lines.append(
-            "Confirmation runs were imported with their seeds; that the search never used these seeds is not known. "
-            "Intervals are Student's t over them (95%), verdicts exact sign-flip tests, Holm-adjusted over all pairs."
-        )
-    else:
-        lines.append(
-            "No fresh seeds: each model stands for one run of its best trial, chosen among many; its scores flatter."
-        )
-    lines.append(
-        "The test split was not sealed: whoever made the table could see test scores while tuning. The data are not "
-        "known here (no fingerprint), so splits cannot be checked for equality or leakage."
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in source.manifest.versions.items())
-    lines.append(f"Versions that read it: {versions}.")
-    return lines + [f"Note: {note}" for note in source.manifest.notes]
-
-
-_STOPPING = {
-    "asha": "asynchronous successive halving, the stopping variant",
-    "asha-promotion": "asynchronous successive halving, the promotion variant",
-    "hyperband": "asynchronous Hyperband",
-    "median": "the median rule",
-}
 _FINAL = [state.value for state in TrialState if state.is_final]
 
 

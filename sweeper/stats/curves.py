@@ -145,7 +145,7 @@ def tuning_curve_band(
         return high.quantile_tuning_curve(n), middle.quantile_tuning_curve(n), low.quantile_tuning_curve(n)
     count = len(values)
     rank = np.arange(1, count + 1)
-    tail = _equal_tail(count, confidence)
+    tail = _equal_tail(_calibrated(count), confidence)
     lowest = betaincinv(rank, count - rank + 1, tail)
     highest = np.append(betaincinv(rank, count - rank + 1, 1 - tail), 1.0)
     level = 0.5 ** (1 / n)
@@ -154,6 +154,17 @@ def tuning_curve_band(
     middle = values[np.minimum(np.searchsorted(rank / count, level - 1e-12), count - 1)]
     upper = padded[1 + np.searchsorted(lowest, level)]
     return lower, middle, upper
+
+
+def _calibrated(count: int) -> int:
+    """Return the number of scores to calibrate for: beyond 200 rounded up to two digits, which widens a band slightly.
+
+    So studies whose models completed nearly the same number of trials share one calibration.
+    """
+    if count <= 200:
+        return count
+    step = int(10 ** (len(str(count)) - 2))
+    return -(-count // step) * step
 
 
 @lru_cache(maxsize=64)

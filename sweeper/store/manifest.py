@@ -29,6 +29,10 @@ class Manifest:
         One entry per opening of the test split: when, why, how many runs.
     accepted_changes:
         Differences that a resume was told to accept.
+    checkpoints:
+        By model: ``model_type`` and ``licence`` of its checkpoint, as far as known.
+    costs:
+        By model: what using its confirmed checkpoint costs, see `sweeper.train.inference`.
     imported:
         For trials that sweeper did not run: ``source``, ``format``, ``sha256``, ``columns``; else empty.
     """
@@ -44,6 +48,8 @@ class Manifest:
     test_openings: list[dict[str, Any]] = field(default_factory=list)
     accepted_changes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    checkpoints: dict[str, dict[str, str]] = field(default_factory=dict)
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     imported: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -18,12 +18,13 @@ from sweeper.store.ledger import Event
 
 @dataclass(frozen=True)
 class TestResult:
-    """A confirmation run's score on the test split."""
+    """A confirmation run's score on the test split; ``cost`` is what using it costs, measured for one run a model."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
     metrics: Mapping[str, float]
     num_examples: int
     elapsed_seconds: float
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -119,7 +119,7 @@ def read_tables(paths: ResultPaths) -> Tables:
         When one is missing or is no Parquet file.
     """
     files = (paths.trials, paths.measurements, paths.confirmations, paths.predictions)
-    return Tables(*(_read(path) for path in files))
+    return Tables(*(read_table(path) for path in files))
 
 
 def write_predictions(
@@ -257,9 +257,16 @@ def write_table(path: Path, table: pa.Table) -> None:
     replace_file(path, lambda partial: pq.write_table(stamped, partial, compression="zstd"))
 
 
-def _read(path: Path) -> pa.Table:
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one result table, or some of its columns.
+
+    Raises
+    ------
+    InputError
+        When it is missing, is no Parquet file, or was written by another schema.
+    """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, columns=None if columns is None else list(columns))
     except FileNotFoundError:
         remedy = "name the folder of a study that has run"
         raise InputError(Problem(str(path), "a result folder must hold this table", "no such file", remedy)) from None

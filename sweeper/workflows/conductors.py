@@ -368,6 +368,7 @@ class TestConductor(_Conductor):
                 metrics=dict(outcome.metrics),
                 num_examples=outcome.num_examples,
                 elapsed_seconds=outcome.elapsed_seconds,
+                **({"cost": dict(outcome.cost)} if outcome.cost else {}),
             )
         else:
             assert isinstance(outcome, Failed), f"testing answered {outcome!r}"

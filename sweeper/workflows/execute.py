@@ -26,7 +26,7 @@ from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
 from sweeper.workflows.confirm import confirmation_runs, more_runs
 from sweeper.workflows.export import write_best
-from sweeper.workflows.manifest import open_manifest, record_openings
+from sweeper.workflows.manifest import open_manifest, record_costs, record_openings
 from sweeper.workflows.progress import Progress
 from sweeper.workflows.study import Study
 from sweeper.workflows.tracking import Tracking
@@ -94,6 +94,7 @@ def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) 
         finally:
             write_tables(paths, state, study.objective)
         progress.phase("report")
+        record_costs(study, state)
         write_best(study, state)
         build_report(paths.root)
         for text in tracking.finish():

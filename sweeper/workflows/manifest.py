@@ -60,6 +60,15 @@ def record_openings(study: Study, state: StudyState) -> None:
     write_manifest(study.paths, manifest)
 
 
+def record_costs(study: Study, state: StudyState) -> None:
+    """Copy what using each confirmed model costs from the ledger into the manifest."""
+    costs = {state.trials[run].spec.model: dict(result.cost) for run, result in state.tested.items() if result.cost}
+    manifest = read_manifest(study.paths)
+    if costs != manifest.costs:
+        manifest.costs = costs
+        write_manifest(study.paths, manifest)
+
+
 def _new_manifest(study: Study) -> Manifest:
     return Manifest(
         name=study.spec.name,
@@ -75,5 +84,8 @@ def _new_manifest(study: Study) -> Manifest:
         seeds={"study": study.plan.seed, "confirmation": list(study.plan.confirmation_seeds)},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine={"cores": len(os.sched_getaffinity(0)), "platform": platform.platform()},
+        checkpoints={
+            name: {"model_type": info.model_type, "licence": info.licence} for name, info in study.models.items()
+        },
         notes=list(study.data.notes),
     )

@@ -8,21 +8,26 @@ import sys
 from dataclasses import replace
 
 import pytest
-from results_folder import SEEDS, make_results
+from results_folder import SEEDS, add_predictions, make_results
 
 from sweeper.core.objective import Objective
 from sweeper.core.space import Float, Int
 from sweeper.report.build import build_report
+from sweeper.report.costs import costs
+from sweeper.report.effects import flips, tuning_effects
+from sweeper.report.examples import comparisons, confusions, disagreements, read_examples
 from sweeper.report.explain import _wider, explain
 from sweeper.report.gaps import gaps
 from sweeper.report.latex import escape as latex_escape
+from sweeper.report.leaderboard import leaderboard
 from sweeper.report.markdown import escape
+from sweeper.report.method import dimensions, range_words, sources
 from sweeper.report.source import read_source
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return make_results(tmp_path_factory.mktemp("report") / "demo")
+    return add_predictions(make_results(tmp_path_factory.mktemp("report") / "demo"))
 
 
 def test_the_leaderboard_ranks_and_judges_every_pair(results):
@@ -42,12 +47,13 @@ def test_the_leaderboard_ranks_and_judges_every_pair(results):
 
 def test_the_page_is_self_contained_and_names_are_text(results):
     page = build_report(results).read_text()
-    without_plotly = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)
+    without_plotly = re.sub(r'<script type="text/plain".*?</script>', "", page, count=1, flags=re.DOTALL)
     assert "<img" not in without_plotly
     assert "&lt;img src=x" in without_plotly
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", without_plotly)
     assert "<b>nan</b>" not in without_plotly
     assert "default-src 'none'" in page
+    assert len(page) < 3e6
 
 
 def test_the_report_says_what_was_unequal_and_where_a_range_ends(results):
@@ -145,7 +151,84 @@ def test_the_gap_between_validation_and_test_is_signed_by_the_goal(tmp_path):
     assert row["search"] == 0.95
     assert row["optimism"] == pytest.approx(0.95 - row["validation"])
     assert row["gap"] == pytest.approx(0.01)
-    assert row["overtuning"] is None, "a sealed test split gives no test scores of search trials"
+    assert row["overtuning"] == 0, "of the two incumbents with test scores the later is the better"
     flipped = replace(source, objective=Objective("accuracy", "minimize"))
     other = next(row for row in gaps(flipped) if row["model"] == "good" and row["config"] == "tuned")
     assert other["gap"] == pytest.approx(-0.01)
+
+
+def figures_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_every_figure_is_one_that_plotly_takes_and_its_names_are_escaped(results):
+    graph_objects = pytest.importorskip("plotly.graph_objects")
+    page = build_report(results).read_text()
+    found = figures_of(page)
+    assert {"tuned", "tuning", "tuning-cost", "history", "learning", "cost"} <= set(found)
+    assert {"parallel-0", "confusion-0", "confusion-2"} <= set(found)
+    for key, spec in found.items():
+        graph_objects.Figure(spec)
+        assert "<img" not in json.dumps(spec), key
+        assert f'data-figure="{key}"' in page
+
+
+def test_the_library_in_the_page_unpacks_to_plotlys_own(results):
+    import base64
+    import gzip
+
+    from plotly.offline import get_plotlyjs
+
+    packed = re.search(r'<script type="text/plain" id="plotly">(.*?)</script>', build_report(results).read_text())[1]
+    assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
+
+
+def test_the_report_says_what_tuning_changed_and_whether_the_ranking_flips(results):
+    effects = {effect.model: effect for effect in tuning_effects(read_source(results))}
+    assert effects["good"].words == "tuning helps"
+    assert effects["good"].ci_low < effects["good"].difference < effects["good"].ci_high
+    source = read_source(results)
+    for seed in SEEDS:
+        source.scores["good", "default", "test"][seed] = 0.1
+    assert any(
+        line.startswith("The ranking flips: at their defaults middling is ahead of good") for line in flips(source)
+    )
+        source.scores["middling", "tuned", "test"][seed] = 0.5 + seed / 1000
+    assert {e.model: e.words for e in tuning_effects(source)}["middling"] == "tuning hurts"
+    losses = replace(source, objective=Objective("accuracy", "minimize"))
+    assert {e.model: e.words for e in tuning_effects(losses)}["good"] == "the default won the search"
+
+
+def test_confusions_and_disagreements_count_what_the_models_answered(results):
+    found = read_examples(read_source(results))
+    matrices = confusions(found)
+    assert matrices["good"].tolist() == [[5 * len(SEEDS), 0], [0, 5 * len(SEEDS)]]
+    assert matrices["middling"].sum() - matrices["middling"].trace() == len(SEEDS)
+    assert [row["example_id"] for row in disagreements(found)] == ["e8", "e9"]
+    pair = next(row for row in comparisons(found) if row["other"].startswith("<img"))
+    assert pair["model"] == "good"
+    assert (pair["only_model"], pair["only_other"]) == (2, 0)
+    assert pair["difference"] == pytest.approx(0.2)
+
+
+def test_costs_stand_beside_quality_with_the_pareto_front(results):
+    source = read_source(results)
+    rows = costs(source, leaderboard(source))
+    assert [row["num_parameters"] for row in rows] == [3_000_000, 2_000_000, 1_000_000]
+    assert all(row["pareto"] for row in rows), "the better the slower"
+    page = build_report(results).read_text()
+    for text in ("3 M", "3 ms", "Pareto front", "Openings of the test split", "licence mit", "Scope of the claims"):
+        assert text in page, text
+
+
+def test_a_search_space_is_shown_with_ranges_and_sources():
+    space = {
+        "parameters": {
+            "learning_rate": {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
+            "optimizer": {"type": "categorical", "choices": ["adamw"]},
+        },
+        "source": "a paper; learning_rate: another; and more",
+    }
+    assert sources(space) == ("a paper", {"learning_rate": "another; and more"})
+    assert dimensions(space) == "1 dimension and 1 fixed"
+    assert range_words(space["parameters"]["learning_rate"]) == "1e-05 to 0.01, log scale"

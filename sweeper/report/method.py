@@ -1,0 +1,244 @@
+"""The method in words, generated from what was done, and the scope of every claim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sweeper.report.source import Source, majority_baseline
+from sweeper.report.words import count
+
+_STOPPING = {
+    "asha": "asynchronous successive halving, the stopping variant",
+    "asha-promotion": "asynchronous successive halving, the promotion variant",
+    "hyperband": "asynchronous Hyperband",
+    "median": "the median rule",
+}
+
+Paragraph = tuple[str, str]
+"""A heading and its text."""
+
+
+def method(source: Source) -> list[Paragraph]:
+    """Return paragraphs on what was done."""
+    if source.imported:
+        return _imported_method(source)
+    lines = [("Search", _search(source)), ("Confirmation", _confirmation(source)), ("Data", _data(source))]
+    baseline = majority_baseline(source)
+    if baseline is not None:
+        text = f"Trivial baseline: always answering {baseline[0]!r} is right on {baseline[1]:.4f} of the test split."
+        lines.append(("Baseline", text))
+    lines += [
+        ("Statistics", _statistics(source)),
+        ("Checkpoints", _checkpoints(source)),
+        ("Versions", _versions(source)),
+    ]
+    lines += [("Note", note) for note in source.manifest.notes]
+    return lines + [("Accepted change", change) for change in source.manifest.accepted_changes]
+
+
+def scope(source: Source) -> list[str]:
+    """Return what the claims cover and what they do not, one by one."""
+    if source.imported:
+        return _imported_scope(source)
+    content = source.manifest.content
+    varied = "the random seed of training (initial head, order, dropout)"
+    fixed = "It says nothing of other splits of the data: `confirm.vary: [seed, split]` would."
+    if "split" in content["confirm"]["vary"]:
+        varied += " and the split into train and validation, drawn anew for each seed"
+        fixed = (
+            "The test split was the same in all runs: it says nothing of other test sets beyond the example intervals."
+        )
+    spaces = "; ".join(f"{model}: {dimensions(source.space(model))}" for model in source.models)
+    search = content["search"]
+    return [
+        f"Varied over the confirmation runs: {varied}. {fixed}",
+        (
+            f"Searched: {search['num_trials']} trials a model, at most {search['max_epochs']} epochs each ({spaces}). "
+            "A model that is best here may not be with another space or budget."
+        ),
+        "It covers these checkpoints, this data set and this metric, not the architectures as such.",
+        f"Equal for all models: {_equal(source)}.",
+    ]
+
+
+def openings(source: Source) -> list[str]:
+    """Return a line for every opening of the test split, from the manifest."""
+    if source.imported:
+        return ["The test split was not sealed: whoever made the table could see test scores while tuning."]
+    lines = [
+        f"{index}. {opening['at']}: {opening['reason']}, {count(opening['num_runs'], 'run')}"
+        for index, opening in enumerate(source.manifest.test_openings, start=1)
+    ]
+    return lines or ["Never opened yet."]
+
+
+def dimensions(space: dict[str, Any]) -> str:
+    """Return how many parameters of a space are searched and fixed."""
+    parameters = space["parameters"].values()
+    searched = sum(len(p.get("choices", (0, 1))) > 1 and p.get("low", 0) != p.get("high", 1) for p in parameters)
+    fixed = len(parameters) - searched
+    return count(searched, "dimension") + (f" and {fixed} fixed" if fixed else "")
+
+
+def range_words(parameter: dict[str, Any]) -> str:
+    """Return a parameter's range as a reader wants it."""
+    if parameter["type"] == "categorical":
+        choices = parameter["choices"]
+        return f"fixed: {choices[0]}" if len(choices) == 1 else " | ".join(map(str, choices))
+    scale = ", log scale" if parameter["log"] else ""
+    return (
+        f"{parameter['low']:g} to {parameter['high']:g}{scale}{', whole numbers' if parameter['type'] == 'int' else ''}"
+    )
+
+
+def sources(space: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """Split a space's source into that of the whole and those of its parameters."""
+    whole: list[str] = []
+    own: dict[str, str] = {}
+    name = ""
+    for part in space["source"].split("; "):
+        head, separator, rest = part.partition(": ")
+        if separator and head in space["parameters"]:
+            name = head
+            own[name] = rest
+        elif name:
+            own[name] += f"; {part}"
+        else:
+            whole.append(part)
+    return "; ".join(whole), own
+
+
+def _search(source: Source) -> str:
+    search = source.manifest.content["search"]
+    stopping = search["scheduler"]
+    if stopping["type"] == "none":
+        pruning = "No trial was stopped early."
+    else:
+        name = _STOPPING.get(stopping["type"], str(stopping["type"]))
+        details = [
+            text.format(stopping[key])
+            for key, text in (
+                ("reduction_factor", "reduction factor {}"),
+                ("grace_fraction", "first rung after {:.0%} of the epochs"),
+            )
+            if stopping.get(key) is not None
+        ]
+        how = f" ({', '.join(details)})" if details else ""
+        pruning = (
+            f"Trials were stopped early by {name}{how}, models apart. A trial was judged only after its warm-up and its "
+            "last unfreezing event."
+        )
+    return (
+        f"Each of {count(len(source.models), 'model')} was tuned separately with {search['num_trials']} trials of at "
+        f"most "
+        f"{search['max_epochs']} epochs (sampler {search['sampler']}); trial 0 is its default configuration. {pruning} "
+        "Search saw the train and validation splits only."
+    )
+
+
+def _confirmation(source: Source) -> str:
+    seeds = source.manifest.seeds["confirmation"]
+    return (
+        f"The best trial of each model was chosen by validation {source.objective.metric} ({source.objective.goal}) "
+        f"alone. It and the default were then trained anew with {count(len(seeds), 'seed')} that the search never "
+        f"used, "
+        "the same for all models, the epoch again chosen on validation, and scored on the test split."
+    )
+
+
+def _data(source: Source) -> str:
+    data = source.manifest.data
+    counts = {split: sum(classes.values()) for split, classes in data["counts"].items()}
+    origin = data.get("source") or {}
+    named = ", ".join(f"{split} {origin[split]}" for split in ("train", "validation", "test") if split in origin)
+    return (
+        f"Train {counts['train']}, validation {counts['validation']}, test {counts['test']} examples"
+        + (f" (from: {named})" if named else "")
+        + f"; fingerprint {data['fingerprint'][:12]}. Licence of the data: "
+        + (str(data["licence"]) if data.get("licence") else "not stated in the study")
+        + f". The test split was opened {count(len(source.manifest.test_openings), 'time')}."
+    )
+
+
+def _statistics(source: Source) -> str:
+    text = (
+        "Intervals are Student's t over seeds (95%). Verdicts are exact sign-flip tests on paired seeds, Holm-adjusted "
+        "over all pairs. "
+    )
+    if len(source.manifest.test_openings) > 1:
+        text += "Seeds were added after a first look at the test scores, so false claims are likelier than 5%. "
+    if source.delta:
+        text += f"Two models tie where two one-sided tests say that they differ by less than {source.delta:g}. "
+    return text + (
+        "The second unit of resampling, the test example, has its own table: it says what another test set of this "
+        "size "
+        "could have shown for these trained models."
+    )
+
+
+def _checkpoints(source: Source) -> str:
+    lines = []
+    for entry in source.manifest.content["models"]:
+        known = source.manifest.checkpoints.get(entry["name"], {})
+        kind, licence = known.get("model_type"), known.get("licence")
+        name = entry["checkpoint"].rstrip("/").rsplit("/", 2)[-2:]
+        lines.append(
+            f"{entry['name']} is {'/'.join(name) or 'not named'}"
+            + (f" ({kind})" if kind else "")
+            + f", licence {licence or 'not stated in its card'}, weights {entry['weights'][:12] or 'not known'}"
+        )
+    return "; ".join(lines) + "."
+
+
+def _versions(source: Source) -> str:
+    machine = source.manifest.machine
+    where = f"; {machine['cores']} cores, {machine['platform']}" if {"cores", "platform"} <= machine.keys() else ""
+    return ", ".join(f"{name} {version}" for name, version in source.manifest.versions.items()) + where + "."
+
+
+def _equal(source: Source) -> str:
+    search = source.manifest.content["search"]
+    equal = "number of trials, maximum epochs, early-stopping rule, confirmation seeds and data"
+    if search.get("device_hours_per_model"):
+        equal += f", at most {search['device_hours_per_model']:g} device-hours"
+    return equal + "; what was not equal stands in red under Effort"
+
+
+def _imported_method(source: Source) -> list[Paragraph]:
+    imported = source.imported or {}
+    columns = ", ".join(f"{name} from {column!r}" for name, column in imported["columns"].items())
+    text = (
+        f"Imported from {imported['source']} (as {imported['format']}, SHA-256 {imported['sha256'][:12]}); sweeper did "
+        f"not run these trials. Columns: {columns}. Metric: {source.objective.metric}, {source.objective.goal}."
+    )
+    lines = [("Import", text)]
+    if source.scores:
+        text = "Intervals are Student's t over the imported seeds (95%), verdicts exact sign-flip tests, Holm-adjusted."
+        lines.append(("Statistics", text))
+    versions = ", ".join(f"{name} {version}" for name, version in source.manifest.versions.items())
+    lines.append(("Read by", f"{versions}."))
+    return lines + [("Note", note) for note in source.manifest.notes]
+
+
+def _imported_scope(source: Source) -> list[str]:
+    """Return, one by one, what cannot be claimed."""
+    lines = [
+        (
+            "The search may not have been independent draws (tuning curves and bands hold for those only), nor equal "
+            "in "
+            "space and budget between the models; early stopping, retries and choices made by hand are not known."
+        )
+    ]
+    if source.scores:
+        lines.append(
+            "Confirmation runs were imported with their seeds; that the search never used these seeds is not known."
+        )
+    else:
+        lines.append(
+            "No fresh seeds: each model stands for one run of its best trial, chosen among many; its scores flatter."
+        )
+    lines.append(
+        "The test split was not sealed: whoever made the table could see test scores while tuning. The data are not "
+        "known here (no fingerprint), so splits cannot be checked for equality or leakage."
+    )
+    return lines
