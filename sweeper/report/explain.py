@@ -9,7 +9,6 @@ from typing import Any
 
 from sweeper.core.space import Float, Int
 from sweeper.report.source import Source
-from sweeper.search.explain import Completed, ablation, importance
 from sweeper.spec.space import space_from_dict
 from sweeper.train.settings import LEAST, LIMITS
 
@@ -19,9 +18,18 @@ WIDEN_BY = 0.5  # a suggested range is this much longer, in its own scale, at th
 def explain(source: Source) -> dict[str, dict[str, Any]]:
     """Return for each model ``importance``, ``ablation`` and ``boundaries`` (JSON).
 
+    Needs Optuna; without it importance is empty and there is no ablation path.
+
     ``importance`` (name to share, empty) and ``ablation`` (see `sweeper.search.explain.Ablation`, with its ``words``,
     or None) need 50 completed trials. ``boundaries`` is what `boundaries` returns.
     """
+    try:
+        from sweeper.search.explain import Completed, ablation, importance
+    except ImportError:
+        return {
+            model: {"importance": {}, "ablation": None, "boundaries": boundaries(source, model)}
+            for model in source.models
+        }
     found = {}
     for entry in source.manifest.content["models"]:
         model = entry["name"]

@@ -125,7 +125,8 @@ def _search(source: Source) -> str:
         ]
         how = f" ({', '.join(details)})" if details else ""
         pruning = (
-            f"Trials were stopped early by {name}{how}, models apart. A trial was judged only after its warm-up and its "
+            f"Trials were stopped early by {name}{how}, models apart. A trial was judged only after its warm-up and "
+            f"its "
             "last unfreezing event."
         )
     return (

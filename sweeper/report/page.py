@@ -18,13 +18,20 @@ from sweeper.report.costs import costs, setting
 from sweeper.report.drawing import Figure, colour
 from sweeper.report.effects import flips, tuning_effects
 from sweeper.report.examples import Examples, agreement, confusions, disagreements, frequent_confusions
+from sweeper.report.explain import explain
 from sweeper.report.figures import confusion_figures, cost_figure, tuned_figure
 from sweeper.report.gaps import OVERTUNING_NOTE, gaps
 from sweeper.report.markdown import interval
 from sweeper.report.method import dimensions, method, openings, range_words, scope, sources
-from sweeper.report.search_figures import history_figure, learning_figure, parallel_figures, tuning_figure
+from sweeper.report.search_figures import (
+    history_figure,
+    importance_figure,
+    learning_figure,
+    parallel_figures,
+    tuning_figure,
+)
 from sweeper.report.source import Source
-from sweeper.report.words import boundary_flags, effort, points, summary, verdict_rows
+from sweeper.report.words import effort, points, summary, verdict_rows
 
 EFFORT_KEYS = ("trials", "complete", "pruned", "fail", "infeasible", "epochs", "device_seconds", "retries")
 GAP_KEYS = ("search", "validation", "test", "optimism", "gap", "overtuning", "relative_overtuning")
@@ -52,7 +59,9 @@ def page(
     matrices = confusions(examples)
     confusion = confusion_figures(source, examples, matrices)
     parallel = parallel_figures(source)
+    explained = explain(source)
     single = {
+        "importance": importance_figure(source, explained),
         "tuned": tuned_figure(source, entries),
         "tuning": tuning_figure(source, curves, by_cost=False),
         "tuning_cost": tuning_figure(source, curves, by_cost=True),
@@ -83,10 +92,11 @@ def page(
             by_example=by_example,
             effects=tuning_effects(source),
             flips=flips(source),
+            ablations={model: found["ablation"] for model, found in explained.items() if found["ablation"]},
+            boundaries=[{**row, "model": model} for model, found in explained.items() for row in found["boundaries"]],
             curves=curves,
             effort=effort(source),
             effort_keys=EFFORT_KEYS,
-            flags=boundary_flags(source),
             failures=_failures(source),
             parallel=parallel,
             figures=single,
@@ -112,6 +122,7 @@ def page(
             interval=interval,
             gain=_gain,
             si=si,
+            shown=_shown,
             figure_data=_embedded([*single.values(), *parallel, *confusion]),
             plotly=Markup(_plotly()),  # noqa: S704 - base64
             style=_asset("style.css"),
@@ -217,7 +228,7 @@ def _configurations(source: Source, model: str) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def _gain(entry: dict[str, Any]) -> str:

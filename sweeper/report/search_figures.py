@@ -9,7 +9,7 @@ from sweeper.core.space import Float
 from sweeper.report.drawing import SOFT, Figure, Trace, axis, colour, dash, faint, joined, label, thinned
 from sweeper.report.source import Source
 
-_BAND = "Shaded: exact 95% band of the median best score; where it leaves the figure it has no bound."
+_BAND = "Shaded: exact 95% band of the median best score, as far as it has a bound on both sides."
 _BUDGETS = 200  # points drawn of a tuning curve
 _POINTS = 600  # trials drawn a model in the history
 _CURVES = 40  # learning curves drawn a model: the best ones
@@ -31,16 +31,12 @@ def tuning_figure(source: Source, curves: dict[str, Any], *, by_cost: bool) -> F
         keep = thinned(len(entry["n"]), _BUDGETS)
         scale = entry["seconds_per_trial"] if by_cost else 1
         x = [entry["n"][at] * scale for at in keep]
-        low, high = (
-            [entry["band"][side][at] if entry["band"][side][at] is not None else beyond for at in keep]
-            for side, beyond in (("low", least - 9 * room), ("high", most + 9 * room))
-        )
         ink, name = colour(source, model), label(model, 24)
+        bounded = [at for at in keep if entry["band"]["low"][at] is not None and entry["band"]["high"][at] is not None]
         hidden = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-        traces.append({**hidden, "x": x, "y": low, "legendgroup": name})
-        traces.append(
-            {**hidden, "x": x, "y": high, "legendgroup": name, "fill": "tonexty", "fillcolor": faint(ink, 0.13)}
-        )
+        for side, fill in (("low", {}), ("high", {"fill": "tonexty", "fillcolor": faint(ink, 0.15)})):
+            ends = {"x": [entry["n"][at] * scale for at in bounded], "y": [entry["band"][side][at] for at in bounded]}
+            traces.append({**hidden, **ends, "legendgroup": name, **fill})
         traces.append(
             {
                 "type": "scatter",
@@ -161,6 +157,43 @@ def learning_figure(source: Source) -> Figure | None:
     return Figure("learning", "Learning curves", caption, traces, layout)
 
 
+def importance_figure(source: Source, explained: dict[str, dict[str, Any]]) -> Figure | None:
+    """Draw how much each hyperparameter decided; ``explained`` is what `explain` returns."""
+    shares = {model: found["importance"] for model, found in explained.items() if found["importance"]}
+    if not shares:
+        return None
+    total: dict[str, float] = {}
+    for found in shares.values():
+        for name, share in found.items():
+            total[name] = total.get(name, 0.0) + share
+    names = sorted(total, key=lambda name: total[name])
+    traces: list[Trace] = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": label(model, 24),
+            "x": [found.get(name, 0.0) for name in names],
+            "y": [label(name, 24) for name in names],
+            "marker": {"color": colour(source, model)},
+            "hovertemplate": f"{label(model, 24)}, %{{y}}: %{{x:.1%}}<extra></extra>",
+        }
+        for model, found in reversed(shares.items())
+    ]
+    caption = (
+        "How much each hyperparameter decided about reaching the best tenth of trials (conditional PED-ANOVA, Watanabe "
+        "et al. 2023), for models with 50 completed trials or more."
+    )
+    layout = {
+        "xaxis": axis("share of importance", tickformat=".0%"),
+        "yaxis": {"type": "category"},
+        "barmode": "group",
+        "bargap": 0.28,
+        "legend": {"traceorder": "reversed"},
+    }
+    height = 130 + len(names) * max(26, 9 * len(shares) + 8)
+    return Figure("importance", "Importance of hyperparameters", caption, traces, layout, height=height)
+
+
 def parallel_figures(source: Source) -> list[Figure]:
     """Draw each model's configurations as lines through its hyperparameters, the best ones strongest."""
     figures = []
@@ -190,7 +223,7 @@ def _parallel(source: Source, model: str, index: int) -> Figure | None:
     groups = (
         ("lower half", 0.5, 2.0, faint(SOFT, 0.22), 1),
         ("upper half", 0.1, 0.5, faint(ink, 0.3), 1.2),
-        ("best tenth", -1.0, 0.1, ink, 2.2),
+        ("best tenth", -1.0, 0.1, faint(ink, 0.8), 1.6),
     )
     axes = [*scales.values(), score]
     traces: list[Trace] = []
@@ -214,13 +247,13 @@ def _parallel(source: Source, model: str, index: int) -> Figure | None:
         "xaxis": {
             "tickvals": list(range(len(axes))),
             "ticktext": [label(scale.name, 22) for scale in axes],
-            "tickangle": -28,
+            "tickangle": 24,
             "range": [-0.3, len(axes) - 0.3],
             "zeroline": False,
         },
         "yaxis": {"visible": False, "range": [-0.22, 1.12]},
         "annotations": notes,
-        "margin": {"l": 24, "r": 60, "b": 96},
+        "margin": {"l": 24, "r": 110, "b": 90},
     }
     count = (
         f"{len(keep)} of {len(trials)} completed trials"

@@ -190,10 +190,10 @@ def test_the_report_says_what_tuning_changed_and_whether_the_ranking_flips(resul
     source = read_source(results)
     for seed in SEEDS:
         source.scores["good", "default", "test"][seed] = 0.1
+        source.scores["middling", "tuned", "test"][seed] = 0.5 + seed / 1000
     assert any(
         line.startswith("The ranking flips: at their defaults middling is ahead of good") for line in flips(source)
     )
-        source.scores["middling", "tuned", "test"][seed] = 0.5 + seed / 1000
     assert {e.model: e.words for e in tuning_effects(source)}["middling"] == "tuning hurts"
     losses = replace(source, objective=Objective("accuracy", "minimize"))
     assert {e.model: e.words for e in tuning_effects(losses)}["good"] == "the default won the search"

@@ -25,7 +25,11 @@
       modebar: { bgcolor: "rgba(0,0,0,0)", color: ink("--faint"), activecolor: ink("--accent") },
     };
     const full = merged(base, own);
-    for (const note of full.annotations || []) note.font = { ...note.font, color: ink("--soft") };
+    for (const note of full.annotations || []) {
+      note.font = { ...note.font, color: ink("--ink") };
+      note.bgcolor = ink("--ground");
+      note.opacity = 0.85;
+    }
     return full;
   };
   const config = {
