@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
 
-MAX_ITERATIONS = 12
+MAX_ITERATIONS, MAX_ITERATIONS_ON = 12, 5  # from the prior, and from an earlier fit: few data have come since
 _JITTER = 1e-6
 
 
@@ -48,7 +48,8 @@ class Process:
     @classmethod
     def fit(cls, points: Array, values: Array, prior: Prior, start: Sequence[float] | None) -> Process:
         """Fit (N, D) points and (N,) values of about unit scale, beginning at ``start``."""
-        first = prior.mean if start is None or len(start) != len(prior.mean) else np.asarray(start)
+        goes_on = start is not None and len(start) == len(prior.mean)
+        first = np.asarray(start) if goes_on else prior.mean
         bounds = [(p - 4 * w, p + 4 * w) for p, w in zip(prior.mean, prior.width, strict=True)]
         found = minimize(
             negative_log_posterior,
@@ -57,7 +58,7 @@ class Process:
             "L-BFGS-B",
             True,
             bounds=bounds,
-            options={"maxiter": MAX_ITERATIONS},
+            options={"maxiter": MAX_ITERATIONS_ON if goes_on else MAX_ITERATIONS},
         )
         return cls(points, values, found.x, prior.groups)
 

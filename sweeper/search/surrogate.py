@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -33,7 +34,8 @@ Array = NDArray[np.float64]
 
 NUM_STARTUP = 6  # trials, the default among them, before the process suggests
 MIN_OBSERVED = 4  # usable trials that it needs
-MAX_OBSERVATIONS = 160  # fitted at once; keeps a suggestion's cost bounded
+MAX_OBSERVATIONS = 144  # fitted at once; keeps a suggestion's cost bounded
+NUM_ENDS = 40  # latest failures, and latest trials without one, that the chance of success is learnt from
 MAX_EPOCHS_SEEN = 5  # epochs of one trial that are looked at
 EXPLORATION = 0.05  # share of suggestions that are random whatever the process believes
 NUM_RANDOM, NUM_NEAR, NUM_CENTRES = 600, 64, 8
@@ -53,6 +55,11 @@ class Observed:
     params: Params
     losses: Mapping[int, float]
     failed: bool = False
+
+    @cached_property
+    def end(self) -> int:
+        """The last epoch that was measured."""
+        return max(self.losses)
 
 
 @dataclass(frozen=True)
@@ -167,15 +174,17 @@ class _Scores:
 
 
 def _scores(encoder: Encoder, observed: Sequence[Observed], max_epochs: int) -> _Scores:
-    usable = [index for index, trial in enumerate(observed) if not trial.failed]
-    epochs = _epochs_looked_at([max(observed[index].losses) for index in usable], max_epochs)
-    course = _mean_course([observed[index].losses for index in usable], epochs)
+    ends = {index: trial.end for index, trial in enumerate(observed) if not trial.failed}
+    epochs = _epochs_looked_at(list(ends.values()), max_epochs)
+    course = _mean_course([observed[index].losses for index in ends], epochs)
+    different = sorted({*epochs, *ends.values()})
+    usual = dict(zip(different, np.interp(np.log(different), np.log(epochs), course).tolist(), strict=True))
     rows: list[tuple[int, int, float]] = []  # trial, epoch, score
-    for index in usable:
+    for index, end in ends.items():
         losses = observed[index].losses
-        for epoch in sorted({epoch for epoch in epochs if epoch in losses} | {max(losses)}):
-            usual = float(np.interp(math.log(epoch), np.log(epochs), course))
-            rows.append((index, epoch, usual - losses[epoch]))
+        reached = [epoch for epoch in epochs if epoch in losses]
+        reached += [] if end in epochs else [end]
+        rows += [(index, epoch, usual[epoch] - losses[epoch]) for epoch in reached]
     values = np.array([score for *_, score in rows])
     middle = float(np.median(values))
     scale = float(np.quantile(values, 0.9)) - middle or 1.0
@@ -219,11 +228,12 @@ def _mean_course(losses: Sequence[Mapping[int, float]], epochs: Sequence[int]) -
 
 def _chance_of_success(encoder: Encoder, observed: Sequence[Observed]) -> Callable[[Array], Array]:
     """Return the function from (N, D) features to the chance that a trial there does not fail."""
-    latest = observed[-MAX_OBSERVATIONS:]
-    if not any(trial.failed for trial in latest):
+    failures = [trial for trial in observed if trial.failed][-NUM_ENDS:]
+    if not failures:
         return lambda features: np.ones(len(features))
-    points = encoder.features(encoder.units([trial.params for trial in latest]))
-    ended_well = np.array([0.0 if trial.failed else 1.0 for trial in latest])
+    others = [trial for trial in observed if not trial.failed][-NUM_ENDS:]
+    points = encoder.features(encoder.units([trial.params for trial in (*failures, *others)]))
+    ended_well = np.repeat([0.0, 1.0], [len(failures), len(others)])
     spread = float(ended_well.std()) or 1.0
     process = Process.fit(points, (ended_well - ended_well.mean()) / spread, _prior(encoder, with_epoch=False), None)
 

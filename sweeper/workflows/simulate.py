@@ -38,6 +38,8 @@ class SimulatedLanes:
     snapshots:
         A folder in which every epoch of every trial is kept before it is reported, as lanes with
         ``snapshot_seconds: 0`` do; a trial that was interrupted goes on from there.
+    effective:
+        What a trial would read back from its live model; where None, nothing.
 
     Attributes
     ----------
@@ -51,12 +53,14 @@ class SimulatedLanes:
         num_lanes: int = 1,
         test: Callable[[TrialSpec], Mapping[str, float]] | None = None,
         snapshots: Path | None = None,
+        effective: Callable[[TrialSpec], Mapping[str, Any]] | None = None,
     ) -> None:
         self.clock = 0.0
         self._curve = curve
         self._num_lanes = num_lanes
         self._test = test
         self._snapshots = snapshots
+        self._effective = effective
         self._kept: dict[str, int] = {}  # epochs after which trials may have been paused
 
     def serve(self, conductor: Conductor) -> None:
@@ -92,7 +96,8 @@ class SimulatedLanes:
             epochs = int(snapshot.read_text())
         curve = self._curve(trial)
         past = tuple(islice(curve, epochs))
-        started: Started | None = Started(node="simulated", from_epoch=epochs, measurements=past)
+        effective = self._effective(trial) if self._effective is not None else {}
+        started: Started | None = Started(node="simulated", from_epoch=epochs, effective=effective, measurements=past)
         for measurement in curve:
             if snapshot is not None and measurement.epoch < trial.max_epochs:
                 replace_file(snapshot, partial(_write, str(measurement.epoch)))

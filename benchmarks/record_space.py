@@ -1,0 +1,187 @@
+"""Record a real fine-tuning space: many full learning curves of two small encoders, from a random sweep.
+
+    python benchmarks/record_space.py --work DIR --seconds 420      # again, until it says that all is recorded
+
+Task: from which of three libraries a docstring comes (the sources of the installed packages). Models: a BERT and a
+DistilBERT of a tenth of a million parameters beside their embeddings, pretrained by masked language modelling on the
+same texts (`examples/docstrings/pretrain.py`). Space: that of the example, with its conditional unfreezing schedules.
+Trial 0 of each model is the default; the others are uniform draws. All trials train to the end, in this process and
+without Ray. ``DIR/trials.jsonl`` grows with each; when all are there they become `benchmarks/data/docstrings.parquet`,
+with columns ``model, number, state, params`` (JSON), ``metric`` (macro-F1 on validation after each epoch), ``seconds``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from pyarrow.csv import write_csv
+from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+from transformers.utils import logging
+
+from sweeper.core.errors import DivergedError, InfeasibleError
+from sweeper.core.seeds import search_seed
+from sweeper.core.space import Params, SearchSpace
+from sweeper.core.trial import TrialSpec, TrialState
+from sweeper.data.builtin import read_builtin
+from sweeper.data.prepare import prepare
+from sweeper.models.load import load
+from sweeper.search.encoding import Encoder
+from sweeper.spec.space import load_space
+from sweeper.spec.study import DataSpec, MetricSpec, ModelSpec, TaskSpec
+from sweeper.tasks.registry import make_task
+from sweeper.train.activation_cache import ActivationStore
+from sweeper.train.loop import TrainData, TrainOptions, train
+
+HERE = Path(__file__).parent
+EXAMPLE = HERE.parent / "examples" / "docstrings"
+RECORDED = HERE / "data" / "docstrings.parquet"
+MODELS = ("bert", "distilbert")
+LIBRARIES = ("pandas", "scipy", "transformers")  # of the built-in data set's eight: small encoders can tell them apart
+EPOCHS, LENGTH, METRIC = 8, 24, "macro_f1"
+PER_CLASS, VALIDATION, TRAIN = 200, 0.45, 288
+PRETRAINING_STEPS = 400
+
+
+def pretrain(folder: Path) -> None:
+    """Make the two checkpoints."""
+    sys.path.insert(0, str(EXAMPLE))
+    import pretrain as example
+
+    torch.manual_seed(0)
+    texts = read_builtin("docstrings?per_class=600").column("text").to_pylist()
+    tokenizer = example.train_tokenizer(texts)
+    ids = tokenizer(texts, truncation=True, max_length=LENGTH, padding="max_length", return_tensors="pt")["input_ids"]
+    common = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    models = {
+        "bert": BertForMaskedLM(
+            BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256, **common)
+        ),
+        "distilbert": DistilBertForMaskedLM(DistilBertConfig(dim=48, n_layers=3, n_heads=2, hidden_dim=192, **common)),
+    }
+    for name, model in models.items():
+        loss = example.pretrain(model, ids, tokenizer, PRETRAINING_STEPS)
+        model.base_model.save_pretrained(folder / f"{name}.partial")
+        tokenizer.save_pretrained(folder / f"{name}.partial")
+        (folder / f"{name}.partial").rename(folder / name)
+        print(f"{name}: pretrained, loss {loss:.3f}", flush=True)
+
+
+def configurations(space: SearchSpace, model: str, count: int) -> list[Params]:
+    """Return the default, then uniform draws."""
+    rng = np.random.default_rng(search_seed(0, model, 0))
+    rows = rng.random((count - 1, len(space.parameters)))
+    return [space.active(space.default), *(Encoder(space).decode(row.tolist()) for row in rows)]
+
+
+class Trainer:
+    """Trains trials of one model on the recorded task."""
+
+    def __init__(self, work: Path, model: str) -> None:
+        texts = read_builtin(f"docstrings?per_class={PER_CLASS}")
+        csv = work / "docstrings.csv"
+        write_csv(texts.filter(pc.is_in(texts["label"], pa.array(LIBRARIES))).select(["text", "label"]), csv)
+        spec = TaskSpec(
+            type="text-classification",
+            data=DataSpec(train=str(csv), validation=VALIDATION, test=0.05, max_train_examples=TRAIN),
+            metric=MetricSpec(name=METRIC),
+            max_length=LENGTH,
+        )
+        data = prepare(spec, kind="text", seed=0, folder=work / "data")
+        self._task = make_task(spec, data.facts)
+        self._model = load(ModelSpec(name=model, checkpoint=str(work / model)), self._task.head)
+        opened = [
+            self._task.open(self._task.encode(table, self._model.preprocessor), self._model.preprocessor)
+            for table in (data.train(), data.validation())
+        ]
+        self._data = TrainData(train=opened[0], validation=opened[1], key=model)
+        self._store = ActivationStore(folder=work / "activations" / model, limit_bytes=10**9)
+        self._name = model
+
+    def run(self, number: int, params: Params) -> dict[str, Any]:
+        """Train one trial to its end."""
+        trial = TrialSpec(
+            trial_id=f"{self._name}-{number}",
+            number=number,
+            model=self._name,
+            params=params,
+            seed=search_seed(0, self._name, number),
+            max_epochs=EPOCHS,
+        )
+        curve, seconds, state = [], 0.0, TrialState.COMPLETE
+        try:
+            for measured in train(trial, self._task, self._model, self._data, TrainOptions(), None, self._store):
+                curve.append(round(measured.metrics[METRIC], 5))
+                seconds = measured.elapsed_seconds
+        except DivergedError:
+            state = TrialState.FAIL
+        except InfeasibleError:
+            state = TrialState.INFEASIBLE
+        return {
+            "model": self._name,
+            "number": number,
+            "state": str(state),
+            "params": dict(params),
+            "metric": curve,
+            "seconds": round(seconds, 2),
+        }
+
+
+def finish(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the recorded trials, in order."""
+    ordered = sorted(rows, key=lambda row: (row["model"], row["number"]))
+    columns: dict[str, Any] = {key: [row[key] for row in ordered] for key in ordered[0]}
+    columns["params"] = [json.dumps(row["params"]) for row in ordered]
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    print(f"{len(ordered)} trials in {path}, {path.stat().st_size / 1000:.0f} kB")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, data and what is recorded")
+    parser.add_argument("--trials", type=int, default=130, help="of each model")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no further trial after so long")
+    parser.add_argument("--output", type=Path, default=RECORDED)
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if not all((arguments.work / model).exists() for model in MODELS):
+        pretrain(arguments.work)
+    journal = arguments.work / "trials.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    known = {(row["model"], row["number"]) for row in rows}
+    space = load_space(str(EXAMPLE / "space.yaml"))
+    drawn = {model: configurations(space, model, arguments.trials) for model in MODELS}
+    trainers: dict[str, Trainer] = {}
+    for number in range(arguments.trials):
+        for model in MODELS:
+            if (model, number) in known:
+                continue
+            if time.monotonic() - began > arguments.seconds:
+                print(f"{len(rows)} of {arguments.trials * len(MODELS)} trials recorded")
+                return 0
+            if model not in trainers:
+                trainers[model] = Trainer(arguments.work, model)
+            rows.append(trainers[model].run(number, drawn[model][number]))
+            with journal.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    finish(rows, arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
