@@ -179,13 +179,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=25, help="search trials for each of the two models")
     parser.add_argument("--every", type=int, default=1, help="only every n-th operation, for a short form")
+    parser.add_argument("--scheduler", default="asha", help="early stopping of the study")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sweeper-every-write-") as folder:
         home = Path(folder)
         make_models(home / "models")
-        spec = sweeper.load_study(write_study(home / "models", home / "study", options.trials, 1))
+        path = write_study(home / "models", home / "study", options.trials, 1)
+        spec = sweeper.load_study(path, [f"search.scheduler.type={options.scheduler}"])
         with provisional(spec) as proposed:
             study = settle(proposed)
         operations: Counter[str] = Counter()
@@ -214,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     del operations["all"]
     report = {
         "trials": 2 * options.trials,
+        "scheduler": options.scheduler,
         "operations": operations,
         "kills": kills,
         "identical": kills - len(different),

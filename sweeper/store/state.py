@@ -48,6 +48,8 @@ class StudyState:
         By model: why its search ended before its trials were spent.
     freezings:
         The confirmation runs, each time their list was closed: once, and again for every addition of seeds.
+    shared:
+        Models whose default won the search: one set of confirmation runs, named tuned, counts for both configurations.
     tested:
         Test results by confirmation run.
     test_openings:
@@ -63,6 +65,7 @@ class StudyState:
     paused: dict[str, int] = field(default_factory=dict)
     search_ends: dict[str, str] = field(default_factory=dict)
     freezings: list[list[str]] = field(default_factory=list)
+    shared: set[str] = field(default_factory=set)
     tested: dict[str, TestResult] = field(default_factory=dict)
     test_openings: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -178,6 +181,7 @@ class StudyState:
 
     def _on_confirmation_frozen(self, event: Event) -> None:
         self.freezings.append(list(event.payload["trial_ids"]))
+        self.shared.update(event.payload.get("shared", ()))
 
     def _on_test_opened(self, event: Event) -> None:
         self.test_openings.append({"at": event.t, **event.payload})

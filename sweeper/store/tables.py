@@ -97,9 +97,17 @@ def write_tables(paths: ResultPaths, state: StudyState, objective: Objective) ->
     write_table(paths.confirmations, _confirmations(state, objective))
     parts = [paths.predictions_part(trial_id) for trial_id in state.frozen or () if trial_id in state.tested]
     tables = [pq.read_table(part) for part in parts if part.is_file()]
+    both = state.shared
+    tables += [_as_default(table) for table in tables if table.num_rows and table["model"][0].as_py() in both]
     if paths.predictions.exists():  # parts live in scratch, which may have been deleted since
         tables = [_without(pq.read_table(paths.predictions), tables), *tables]
     write_table(paths.predictions, pa.concat_tables(tables) if tables else make_table([], PREDICTIONS))
+
+
+def _as_default(table: pa.Table) -> pa.Table:
+    """Return the predictions of a run that counts for both configurations as the default's."""
+    at = table.schema.get_field_index("config")
+    return table.set_column(at, "config", pa.array(["default"] * len(table), pa.string()))
 
 
 def _without(table: pa.Table, parts: Sequence[pa.Table]) -> pa.Table:
@@ -221,6 +229,7 @@ def _measurements(records: Sequence[TrialRecord]) -> pa.Table:
 
 def _confirmations(state: StudyState, objective: Objective) -> pa.Table:
     rows: list[dict[str, Any]] = []
+    both = state.shared
     for trial_id in state.frozen or ():
         record = state.trials[trial_id]
         if record.state is not TrialState.COMPLETE:
@@ -230,16 +239,19 @@ def _confirmations(state: StudyState, objective: Objective) -> pa.Table:
         scores: list[tuple[str, Mapping[str, float]]] = [("validation", best.metrics)]
         if trial_id in state.tested:
             scores.append(("test", state.tested[trial_id].metrics))
+        configs = (record.spec.config, "default") if record.spec.model in both else (record.spec.config,)
         rows.extend(
             {
                 "model": record.spec.model,
-                "config": record.spec.config,
+                "config": config,
                 "seed": record.spec.seed,
                 "split": split,
                 "metric": metric,
                 "value": value,
-                "elapsed_seconds": record.elapsed_seconds,
+                # A run that counts for both configurations was trained once: its time stands with one of them.
+                "elapsed_seconds": record.elapsed_seconds if config == record.spec.config else 0.0,
             }
+            for config in configs
             for split, metrics in scores
             for metric, value in metrics.items()
         )

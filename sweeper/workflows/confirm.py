@@ -7,6 +7,7 @@ from dataclasses import replace
 from sweeper.core.seeds import confirmation_seed
 from sweeper.core.selection import best_measurement, best_trial
 from sweeper.core.trial import TrialKind, TrialRecord, TrialSpec, TrialState
+from sweeper.search.effective import effective_key
 from sweeper.store.state import StudyState
 from sweeper.workflows.study import Study
 
@@ -45,8 +46,9 @@ def more_runs(study: Study, state: StudyState, num_seeds: int) -> list[TrialSpec
 def confirmation_runs(study: Study, state: StudyState) -> list[TrialSpec]:
     """List winner and default of each model x fresh seeds; the seeds are the same for all, so that runs pair.
 
-    Runs of one seed stand together and models alternate, so that an interrupted confirmation is as complete as it
-    can be for every model.
+    Where the winner would train as the default does, its runs count for both: see `StudyState.shared`. Runs of one
+    seed stand together and models alternate, so that an interrupted confirmation is as complete as it can be for every
+    model.
     """
     runs = []
     for index, seed in enumerate(study.plan.confirmation_seeds):
@@ -54,20 +56,19 @@ def confirmation_runs(study: Study, state: StudyState) -> list[TrialSpec]:
             winner = search_winner(study, state, model.name)
             if winner is None:
                 continue
-            for number, config in enumerate(CONFIGS):
-                params = (
-                    winner.spec.params
-                    if config == "tuned"
-                    else study.spaces[model.name].active(study.spaces[model.name].default)
-                )
+            space, max_epochs = study.spaces[model.name], study.plan.budget.max_epochs
+            wanted = {"tuned": winner.spec.params, "default": space.active(space.default)}
+            if len({effective_key(params, max_epochs) for params in wanted.values()}) == 1:
+                del wanted["default"]
+            for config, params in wanted.items():
                 runs.append(
                     TrialSpec(
                         trial_id=f"{model.name}-{config}-c{index:02d}",
-                        number=2 * index + number,
+                        number=2 * index + CONFIGS.index(config),
                         model=model.name,
                         params=params,
                         seed=seed,
-                        max_epochs=study.plan.budget.max_epochs,
+                        max_epochs=max_epochs,
                         kind=TrialKind.CONFIRM,
                         config=config,
                         split_seed=seed if "split" in study.spec.confirm.vary else None,

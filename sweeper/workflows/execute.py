@@ -211,7 +211,11 @@ def freeze(book: Book, runs: Sequence[TrialSpec]) -> None:
     for run in runs:
         if run.trial_id not in book.state.trials:
             book.asked(run, {})
-    book.write("confirmation_frozen", trial_ids=[run.trial_id for run in runs])
+    configs = {(run.model, run.config) for run in runs}
+    shared = sorted(model for model, config in configs if (model, "default") not in configs)
+    book.write(
+        "confirmation_frozen", trial_ids=[run.trial_id for run in runs], **({"shared": shared} if shared else {})
+    )
 
 
 def state_of(study_paths: Any) -> StudyState:

@@ -96,10 +96,10 @@ class Progress:
     def _rows(self) -> list[tuple[str, int, int, int, str]]:
         confirming = self._phase in ("confirm", "test")
         kind = TrialKind.CONFIRM if confirming else TrialKind.SEARCH
-        total = 2 * len(self._plan.confirmation_seeds) if confirming else self._plan.budget.num_trials
         rows = []
         for model in self._plan.models:
             trials = [r for r in self._trials() if r.spec.model == model.name and r.spec.kind is kind]
+            total = len(trials) if confirming else self._plan.budget.num_trials
             ended = [r for r in trials if r.state.is_final]
             values = [r.value for r in ended if r.value is not None]
             best = ""
