@@ -146,7 +146,7 @@ def _problem(
     override = next((text for path, text in sources.items() if path == location[: len(path)]), None)
     place = document.place(location) if override is None else f"override {override}"
     kind, context = detail["type"], detail.get("ctx", {})
-    value = str(detail.get("input"))
+    value = re.sub(r"(?<=://)[^\s/@]+(?=@)", "…", str(detail.get("input")))  # no password in a message
     if kind == "extra_forbidden":
         known = _known_keys(location[:-1], model)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)

@@ -6,6 +6,7 @@ These classes hold what the user wrote, checked key by key. Nothing here touches
 from __future__ import annotations
 
 import re
+from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
@@ -251,6 +252,17 @@ class MlflowSpec(_Section):
     tracking_uri: str | None = Field(None, description="None: MLFLOW_TRACKING_URI, or mlflow.db in the result folder")
     experiment: str | None = Field(None, description="None: the study's name")
 
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_credentials(cls, value: str | None) -> str | None:
+        if value is not None and re.match(r"[^:/]+://[^/\s]*@", value):
+            raise ValueError("must not hold a user or password: leave it out and set MLFLOW_TRACKING_URI")
+        return value
+
+
+TRACKERS = "sweeper.trackers"
+"""Group of entry points that are trackers: called with their options, they return a `sweeper.track.base.Tracker`."""
+
 
 class TrackingSpec(_Section):
     """Where trials are followed beside the terminal. No failure there costs the study anything."""
@@ -258,6 +270,23 @@ class TrackingSpec(_Section):
     wandb: WandbSpec | None = None
     mlflow: MlflowSpec | None = None
     tensorboard: bool = Field(False, description="write event files into RESULTS/tensorboard")
+    plugins: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="trackers of other packages, with their options: by entry point (group sweeper.trackers) or "
+        "package.module:Class",
+    )
+
+    @field_validator("plugins")
+    @classmethod
+    def _known(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        installed = sorted(entry_points(group=TRACKERS).names) if value else []
+        unknown = [name for name in value if ":" not in name and name not in installed]
+        if unknown:
+            raise ValueError(
+                f"no installed package offers {', '.join(unknown)} in the group {TRACKERS} (installed: "
+                f"{', '.join(installed) or 'none'}); install it, or give package.module:Class"
+            )
+        return value
 
 
 class ClusterSpec(_Section):

@@ -58,15 +58,30 @@ class StudyInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedTrial:
-    """A trial with everything known by now; ``test`` holds a confirmation run's metrics on the test split."""
+    """A trial with everything known by now.
+
+    Parameters
+    ----------
+    test:
+        A confirmation run's metrics on the test split.
+    found_by:
+        The search trial whose configuration was confirmed, once that is known: on that trial itself, and on the
+        confirmation runs of the tuned configuration.
+    """
 
     record: TrialRecord
     test: Mapping[str, float] | None = None
+    found_by: str | None = None
 
     @property
     def job_type(self) -> str:
         """``trial`` or ``confirm``."""
         return "confirm" if self.record.spec.kind is TrialKind.CONFIRM else "trial"
+
+    @property
+    def is_best(self) -> bool:
+        """Whether it is the search trial whose configuration was confirmed."""
+        return self.found_by == self.record.spec.trial_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +147,7 @@ def trial_config(study: StudyInfo, trial: TrackedTrial) -> dict[str, Any]:
             "seed": spec.seed,
             "split_seed": spec.split_seed,
             "max_epochs": spec.max_epochs,
+            "found_by": trial.found_by,
         },
     }
 
@@ -177,7 +193,7 @@ def trial_summary(study: StudyInfo, trial: TrackedTrial) -> dict[str, Any]:
 
 
 def trial_tags(study: StudyInfo, trial: TrackedTrial) -> list[str]:
-    """Return model, state, the last rung passed, and ``default`` for the default configuration."""
+    """Return model, state, number of rungs passed; ``default`` for trial 0, ``best`` for a model's winner."""
     record = trial.record
     spec = record.spec
     tags = [spec.model, record.state.value]
@@ -189,6 +205,8 @@ def trial_tags(study: StudyInfo, trial: TrackedTrial) -> list[str]:
         tags.append(f"rung-{len(passed)}")
         if spec.number == 0:
             tags.append("default")
+        if trial.is_best:
+            tags.append("best")
     return tags
 
 
@@ -203,3 +221,14 @@ def study_rows(study: StudyInfo, report: StudyReport) -> dict[int, dict[str, flo
             best[model] = record.value
         rows[count] = {"trials_ended": count, **{f"best/{name}": value for name, value in best.items()}}
     return rows
+
+
+def tuning_curves(study: StudyInfo, report: StudyReport) -> dict[str, list[float | None]]:
+    """Return for each model its best value after each of its own search trials; None before the first value."""
+    curves: dict[str, list[float | None]] = {}
+    for record in (t.record for t in report.trials if t.job_type == "trial" and t.record.state.is_final):
+        curve = curves.setdefault(record.spec.model, [])
+        best = curve[-1] if curve else None
+        is_better = record.value is not None and (best is None or study.objective.better(record.value, best))
+        curve.append(record.value if is_better else best)
+    return curves

@@ -30,12 +30,12 @@ from sweeper.track.wandb_content import (
     CONTENT_KEY,
     RunContent,
     WandbOptions,
-    model_metadata,
     study_content,
-    study_tables,
     trial_content,
 )
 from sweeper.track.wandb_files import RunFile, read_run_file, run_files
+from sweeper.track.wandb_report import log_artifacts, log_lineage, media
+from sweeper.track.wandb_workspace import WorkspaceSaver
 
 MODES = ("online", "offline", "disabled", "shared")
 INIT_SECONDS = 15.0
@@ -48,7 +48,7 @@ STUDY_FINISH_SECONDS = 600.0
 _BEGAN = "began"
 """A file beside the run file from the moment a row may be sent; the run file itself is written late."""
 
-_KEY = re.compile(r"\b(?:local-)?[0-9a-f]{40}\b|wandb_v\d_\w+", re.IGNORECASE)
+_KEY = re.compile(r"\b(?:local-)?[0-9a-f]{40}\b|wandb_v\d_\w+|(?<=://)[^\s/@]+(?=@)", re.IGNORECASE)
 
 
 def effective_mode(asked: str | None, environment: Mapping[str, str]) -> str:
@@ -63,16 +63,31 @@ def effective_mode(asked: str | None, environment: Mapping[str, str]) -> str:
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return ``text`` without anything that is, or looks like, a W&B key."""
+    """Return ``text`` without anything that is, or looks like, a W&B key or the credentials of an address."""
     secret = environment.get("WANDB_API_KEY", "")
     if len(secret) >= 8:
         text = text.replace(secret, "[key]")
     return _KEY.sub("[key]", text)
 
 
+_ONE_RUN = (
+    "WANDB_SERVICE",  # of another process's client: ours would join it
+    "WANDB_RUN_ID",
+    "WANDB_NAME",
+    "WANDB_RUN_GROUP",
+    "WANDB_JOB_TYPE",
+    "WANDB_RESUME",
+    "WANDB_SWEEP_ID",
+    "WANDB_SWEEP_PARAM_PATH",
+    "WANDB_CONFIG_PATHS",
+)
+"""Environment variables that describe the one run of a process; here a process has many."""
+
+
 def prepare_environment(folder: Path) -> None:
     """Close W&B's side doors in this process: no error reports, no files in the user's home. What is set wins."""
-    os.environ.pop("WANDB_SERVICE", None)  # of another process's client: ours would join it
+    for name in _ONE_RUN:
+        os.environ.pop(name, None)
     defaults = {
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_SILENT": "true",
@@ -106,6 +121,7 @@ class WandbTracker:
         self._open: dict[str, _OpenRun] = {}
         self._done: dict[str, str] = {}
         self._held: dict[str, TrackedTrial] = {}
+        self._workspace: WorkspaceSaver | None = None
         self._fatal = False
 
     @property
@@ -169,6 +185,8 @@ class WandbTracker:
         self._held.clear()
         for run_id in list(self._open):
             self._finish(run_id, exit_code=1)
+        if self._workspace is not None:
+            self._workspace.wait()
         self._raise_if_refused()
         return self._message()
 
@@ -206,6 +224,8 @@ class WandbTracker:
             return
         if report is not None:
             self._log_report(open_run, content, report)
+        if open_run.run.summary.get(CONTENT_KEY) != digest:
+            log_lineage(self._wandb, open_run.run, content)
         self._summarise(open_run, content)
         self._finish(run_id, content.exit_code, digest)
 
@@ -350,37 +370,11 @@ class WandbTracker:
         assert self._study is not None, "open_study comes first"
         if not report.leaderboard or open_run.run.summary.get(CONTENT_KEY) == content.digest:
             return
-        table, run = self._wandb.Table, open_run.run
-        row: dict[str, Any] = {"trials_ended": len(content.rows)}
-        for name, (columns, lines) in study_tables(report).items():
-            row[name] = table(columns=columns, data=lines)
-        if report.page is not None and report.page.is_file():
-            row["report"] = self._wandb.Html(str(report.page), inject=False)
+        row = {"trials_ended": len(content.rows), **media(self._wandb, self._study, report)}
         self._log_row(open_run, max(open_run.steps, default=0) + 1, row)
-        run.log_artifact(self._data_artifact())
-        for model, folder in report.best.items():
-            run.log_artifact(self._model_artifact(model, folder, report), aliases=["best"])
-
-    def _data_artifact(self) -> Any:
-        assert self._study is not None, "open_study comes first"
-        fingerprint = str(self._study.config.get("fingerprints", {}).get("data", ""))
-        metadata = {"fingerprint": fingerprint, "task": self._study.config.get("task")}
-        artifact = self._wandb.Artifact(f"{self._study.name}-data", type="dataset", metadata=metadata)
-        with artifact.new_file("fingerprint.json") as file:
-            json.dump({"fingerprint": fingerprint}, file)
-        for split, path in self._study.data_paths.items():
-            artifact.add_reference(path.resolve().as_uri(), name=split, checksum=False)
-        return artifact
-
-    def _model_artifact(self, model: str, folder: Path, report: StudyReport) -> Any:
-        assert self._study is not None, "open_study comes first"
-        metadata = model_metadata(self._study, report, model)
-        artifact = self._wandb.Artifact(f"{self._study.name}-{model}", type="model", metadata=metadata)
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and ".partial" not in str(path.relative_to(folder)):
-                name = str(path.relative_to(folder))
-                artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
-        return artifact
+        log_artifacts(self._wandb, open_run.run, self._study, report)
+        if self.is_online:
+            self._workspace = WorkspaceSaver(self._study, report, open_run.run.entity, open_run.run.project)
 
 
 @dataclass

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sweeper.core.selection import best_trial
 from sweeper.core.trial import TrialState
 from sweeper.track.base import (
     StudyInfo,
@@ -38,6 +37,16 @@ class WandbOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """The best configuration of a model as an artifact: its content is ``params`` alone, so that one is one version."""
+
+    name: str
+    model: str
+    params: Mapping[str, Any]
+    found_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunContent:
     """All that a run is to hold. Two contents with one digest are the same run."""
 
@@ -50,6 +59,10 @@ class RunContent:
     summary: Mapping[str, Any]
     exit_code: int = 0
     is_final: bool = True
+    logs: Sequence[Configuration] = ()
+    """Configurations that this run brought forth; W&B draws lineage from these and the next."""
+    uses: Sequence[Configuration] = ()
+    """Configurations that this run was given."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else decides whether the run is up to date."""
 
@@ -57,6 +70,7 @@ class RunContent:
     def digest(self) -> str:
         """Hash of everything in it."""
         parts = [self.name, self.job_type, self.tags, self.config, sorted(self.rows.items()), self.summary, self.extra]
+        parts.append([[asdict(one) for one in side] for side in (self.logs, self.uses)])
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -65,6 +79,7 @@ def trial_content(study: StudyInfo, trial: TrackedTrial, options: WandbOptions) 
     """Return what a trial's run holds by now."""
     spec, state = trial.record.spec, trial.record.state
     bad = not state.is_final or state in (TrialState.FAIL, TrialState.INFEASIBLE)
+    configuration = _configuration(study, trial)
     return RunContent(
         run_id=study.run_id(spec.trial_id),
         name=spec.trial_id,
@@ -75,6 +90,8 @@ def trial_content(study: StudyInfo, trial: TrackedTrial, options: WandbOptions) 
         summary=trial_summary(study, trial),
         exit_code=1 if bad else 0,
         is_final=state.is_final,
+        logs=configuration if trial.is_best else (),
+        uses=() if trial.is_best else configuration,
     )
 
 
@@ -101,6 +118,7 @@ def study_content(study: StudyInfo, report: StudyReport, options: WandbOptions) 
         config={**study.config, "models": dict(study.models)},
         rows=rows,
         summary=summary,
+        uses=tuple(one for trial in report.trials if trial.is_best for one in _configuration(study, trial)),
         extra={"leaderboard": list(report.leaderboard), "best": files},
     )
 
@@ -134,14 +152,30 @@ def study_tables(report: StudyReport) -> dict[str, tuple[list[str], list[list[An
     return {"leaderboard": (names, board), "verdicts": (["model", *keys], verdicts), "trials": (columns, trials)}
 
 
-def model_metadata(study: StudyInfo, report: StudyReport, model: str) -> dict[str, Any]:
+def searched(report: StudyReport) -> tuple[list[str], set[str]]:
+    """Return the hyperparameters that took more than one value, and those of them to be drawn on a log scale."""
+    values: dict[str, list[Any]] = {}
+    for record in (t.record for t in report.trials if t.job_type == "trial"):
+        for name, value in record.spec.params.items():
+            values.setdefault(name, []).append(value)
+    varied = sorted(name for name, taken in values.items() if len({str(value) for value in taken}) > 1)
+    return varied, {name for name in varied if _spans_decades(values[name])}
+
+
+def _spans_decades(values: Sequence[Any]) -> bool:
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    return len(numbers) == len(values) and min(numbers) > 0 and max(numbers) >= 100 * min(numbers)
+
+
+def model_metadata(report: StudyReport, model: str) -> dict[str, Any]:
     """Return what an artifact of a model's best configuration says of itself: scores and lineage."""
     entry = next((entry for entry in report.leaderboard if entry["model"] == model), {})
+    found_by = (t.found_by for t in report.trials if t.is_best and t.record.spec.model == model)
     metadata = {
         "model": model,
         "params": entry.get("best_params"),
         "tuned": entry.get("tuned"),
-        "found_by": _winner(study, report, model),
+        "found_by": next(found_by, None),
         "confirmed_by": [t.record.spec.trial_id for t in report.trials if _confirms(t, model)],
     }
     plain: dict[str, Any] = _plain(metadata)
@@ -157,10 +191,13 @@ def _confirms(trial: TrackedTrial, model: str) -> bool:
     return trial.job_type == "confirm" and trial.record.spec.model == model and trial.record.spec.config == "tuned"
 
 
-def _winner(study: StudyInfo, report: StudyReport, model: str) -> str | None:
-    mine = [t.record for t in report.trials if t.job_type == "trial" and t.record.spec.model == model]
-    best = best_trial(mine, study.objective)
-    return best.spec.trial_id if best is not None else None
+def _configuration(study: StudyInfo, trial: TrackedTrial) -> tuple[Configuration, ...]:
+    """Return the best configuration that a run brought forth or was given; empty for all other runs."""
+    if trial.found_by is None:
+        return ()
+    spec = trial.record.spec
+    name = f"{study.name}-{spec.model}-config"
+    return (Configuration(name=name, model=spec.model, params=dict(spec.params), found_by=trial.found_by),)
 
 
 def _plain(value: Any) -> Any:

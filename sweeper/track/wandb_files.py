@@ -51,7 +51,11 @@ class RunFile:
     summary: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     artifacts: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
-    """``(type, name, aliases)`` in order."""
+    """``(type, name, aliases)`` of those that the run brought forth, in order."""
+    inputs: list[str] = field(default_factory=list)
+    """Names of the artifacts that it was given."""
+    metrics: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """By name or pattern what was defined of a metric: its step, and ``max``, ``min`` or nothing."""
 
     def mark_synced(self) -> None:
         """Set W&B's own marker, so that ``wandb sync`` leaves the file alone."""
@@ -100,7 +104,14 @@ def _fold(run: RunFile, record: Any) -> None:
         run.rows.append(row)
     elif kind == "artifact":
         body = record.artifact
-        run.artifacts.append((body.type, body.name, tuple(body.aliases)))
+        if body.use_after_commit:
+            run.inputs.append(body.name)
+        else:
+            run.artifacts.append((body.type, body.name, tuple(sorted(body.aliases))))
+    elif kind == "metric":
+        body = record.metric
+        kept = "max" if body.summary.max else "min" if body.summary.min else ""
+        run.metrics[body.name or body.glob_name] = (body.step_metric, kept)
     elif kind == "exit":
         run.finished, run.exit_code = True, record.exit.exit_code
 

@@ -26,7 +26,7 @@ from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
 from sweeper.workflows.confirm import confirmation_runs, more_runs
 from sweeper.workflows.export import write_best
-from sweeper.workflows.manifest import open_manifest, record_costs, record_openings
+from sweeper.workflows.manifest import open_manifest, record_costs, record_notes, record_openings
 from sweeper.workflows.progress import Progress
 from sweeper.workflows.study import Study
 from sweeper.workflows.tracking import Tracking
@@ -97,9 +97,12 @@ def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) 
         record_costs(study, state)
         write_best(study, state)
         build_report(paths.root)
-        for text in tracking.finish():
-            if text not in state.notes:
-                book.write("note", text=text)
+        notes = [text for text in tracking.finish() if text not in state.notes]
+        for text in notes:
+            book.write("note", text=text)
+        if notes:
+            record_notes(paths, notes)
+            build_report(paths.root)
         shutil.rmtree(paths.snapshots_root, ignore_errors=True)
         shutil.rmtree(paths.activations, ignore_errors=True)
         shutil.rmtree(paths.scratch / "ray", ignore_errors=True)

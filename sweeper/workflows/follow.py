@@ -17,13 +17,15 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sweeper.core.objective import Objective
+from sweeper.core.selection import best_trial
 from sweeper.core.trial import TrialKind
 from sweeper.search.schedulers import make_stopping
-from sweeper.spec.study import SchedulerSpec, TrackingSpec
+from sweeper.spec.study import TRACKERS, SchedulerSpec, TrackingSpec
 from sweeper.store.ledger import Event, LedgerTail
 from sweeper.store.manifest import Manifest, read_manifest
 from sweeper.store.paths import ResultPaths, replace_file
@@ -95,7 +97,11 @@ def study_info(manifest: Manifest, first: Sequence[Event], root: Path) -> StudyI
             "study": {"name": manifest.name, "seed": content.get("seed"), "search": search},
             "task": content.get("task", {}),
             "objective": {"metric": objective.metric, "goal": objective.goal},
-            "fingerprints": {"data": manifest.data.get("fingerprint"), "plan": first[-1].payload["plan_hash"]},
+            "fingerprints": {
+                "data": manifest.data.get("fingerprint"),
+                "plan": first[-1].payload["plan_hash"],
+                "code": manifest.code,
+            },
             "versions": dict(manifest.versions),
         },
         models=models,
@@ -105,8 +111,8 @@ def study_info(manifest: Manifest, first: Sequence[Event], root: Path) -> StudyI
     )
 
 
-def make_trackers(order: Order) -> list[Tracker]:
-    """Return the trackers that the study asks for."""
+def make_trackers(order: Order) -> tuple[list[Tracker], list[str]]:
+    """Return the trackers that the study asks for, and why some of them cannot be made."""
     spec = TrackingSpec.model_validate(order.tracking)
     trackers: list[Tracker] = []
     if spec.wandb is not None:
@@ -116,7 +122,7 @@ def make_trackers(order: Order) -> list[Tracker]:
                 project=spec.wandb.project,
                 entity=spec.wandb.entity,
                 host=spec.wandb.host,
-                tags=tuple(spec.wandb.tags),
+                tags=tuple(spec.wandb.tags or filter(None, os.environ.get("WANDB_TAGS", "").split(","))),
                 notes=spec.wandb.notes,
             )
             trackers.append(WandbTracker(options, "offline" if order.wandb_failed else mode))
@@ -124,7 +130,21 @@ def make_trackers(order: Order) -> list[Tracker]:
         trackers.append(TensorBoardTracker())
     if spec.mlflow is not None:
         trackers.append(MlflowTracker(spec.mlflow.tracking_uri, spec.mlflow.experiment))
-    return trackers
+    failures = []
+    for name, settings in spec.plugins.items():
+        try:
+            trackers.append(_plugin(name, settings))
+        except Exception as error:  # someone else's code: the other trackers go on
+            failures.append(redact(f"{name}: {type(error).__name__}: {error}"))
+    return trackers, failures
+
+
+def _plugin(name: str, settings: Mapping[str, Any]) -> Tracker:
+    """Make a tracker of another package: an entry point, or ``package.module:Class``."""
+    entries = entry_points(group=TRACKERS, name=name)
+    entry = next(iter(entries)) if entries else EntryPoint(name, name, TRACKERS)
+    tracker: Tracker = entry.load()(**settings)
+    return tracker
 
 
 class Follower:
@@ -145,8 +165,9 @@ class Follower:
         self._trackers = list(trackers)
         self._on_failure = on_failure
         self._first: list[Event] = []
-        self._opened = False
+        self._study: StudyInfo | None = None
         self._ended: dict[str, None] = {}
+        self._winners: dict[str, str] = {}
 
     def pump(self) -> bool:
         """Take the events that are new; return whether there were any."""
@@ -158,13 +179,15 @@ class Follower:
                 changed[event.payload["trial_id"]] = None
             if event.kind == "trial_ended":
                 self._ended[event.payload["trial_id"]] = None
-            if not self._opened:
+            if event.kind == "confirmation_frozen" and self._study is not None and not self._winners:
+                self._winners = self._best_trials(self._study.objective)
+                changed = {**dict.fromkeys(self._winners.values()), **changed}  # before their confirmations
+            if self._study is None:
                 self._first.append(event)
                 if event.kind == "study_opened":
-                    info = study_info(read_manifest(self.paths), self._first, self.paths.root)
-                    self._opened = True
-                    self._tell("open_study", info)
-        if not self._opened:
+                    self._study = study_info(read_manifest(self.paths), self._first, self.paths.root)
+                    self._tell("open_study", self._study)
+        if self._study is None:
             return bool(events)
         for trial_id in changed:
             self._tell("update_trial", self._trial(trial_id))
@@ -172,14 +195,30 @@ class Follower:
 
     def finish(self) -> list[str]:
         """Hand over the report, close the trackers, and return their lines for the user."""
-        if not self._opened:
+        if self._study is None:
             return []
         self._tell("update_study", self._report())
         return [line for line in self._tell("close") if line]
 
     def _trial(self, trial_id: str) -> TrackedTrial:
-        result = self._state.tested.get(trial_id)
-        return TrackedTrial(record=self._state.trials[trial_id], test=None if result is None else result.metrics)
+        result, record = self._state.tested.get(trial_id), self._state.trials[trial_id]
+        winner = self._winners.get(record.spec.model)
+        is_tuned = record.spec.kind is TrialKind.CONFIRM and record.spec.config == "tuned"
+        return TrackedTrial(
+            record=record,
+            test=None if result is None else result.metrics,
+            found_by=winner if is_tuned or trial_id == winner else None,
+        )
+
+    def _best_trials(self, objective: Objective) -> dict[str, str]:
+        """Return the trial with the best configuration by model: the rule by which the confirmation chose it."""
+        search = [record for record in self._state.trials.values() if record.spec.kind is TrialKind.SEARCH]
+        found = {}
+        for model in dict.fromkeys(record.spec.model for record in search):
+            best = best_trial((record for record in search if record.spec.model == model), objective)
+            if best is not None:
+                found[model] = best.spec.trial_id
+        return found
 
     def _report(self) -> StudyReport:
         order = [*self._ended, *(trial_id for trial_id in self._state.trials if trial_id not in self._ended)]
@@ -225,7 +264,9 @@ class Process:
         if order.finish:
             self._asked_to_finish.set()
         self._ending = threading.Lock()
-        self._follower = Follower(Path(order.root), make_trackers(order), self._replace_by_offline)
+        trackers, failures = make_trackers(order)
+        self._follower = Follower(Path(order.root), trackers, self._replace_by_offline)
+        self._follower.failures += failures
 
     def run(self) -> NoReturn:
         """Follow until the driver asks to finish or is gone."""
@@ -352,9 +393,18 @@ def _end_children() -> None:
                 continue
 
 
+class _Redacting(logging.Formatter):
+    """Keeps keys out of the log, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the tracking process."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Redacting("%(asctime)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     os.setpriority(os.PRIO_PROCESS, 0, 10)  # training comes first
     fields: Mapping[str, Any] = json.loads(arguments[0])
     try:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
+import sweeper
 from sweeper import __version__
 from sweeper.plan.plan import differences
 from sweeper.spec.load import dump_study
 from sweeper.store.manifest import Manifest, read_manifest, write_manifest
-from sweeper.store.paths import replace_file
+from sweeper.store.paths import ResultPaths, replace_file
 from sweeper.store.state import StudyState
 from sweeper.workflows.study import Study
 
@@ -21,6 +26,17 @@ _PACKAGES = ("ray", "optuna", "torch", "transformers", "numpy", "scikit-learn")
 def versions() -> dict[str, str]:
     """Return the versions that results depend on."""
     return {"sweeper": __version__, "python": platform.python_version(), **{p: version(p) for p in _PACKAGES}}
+
+
+def code_fingerprint(task_type: str) -> str:
+    """Return the SHA-256 of sweeper's own source and of the module of a task named ``package.module:Class``."""
+    home = Path(sweeper.__file__).parent
+    files = {str(path.relative_to(home)): path for path in home.rglob("*.py")}
+    module = sys.modules.get(task_type.partition(":")[0])
+    if ":" in task_type and module is not None and module.__file__ is not None:
+        files[task_type] = Path(module.__file__)
+    parts = [f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in sorted(files.items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def changes(study: Study) -> list[str]:
@@ -69,6 +85,13 @@ def record_costs(study: Study, state: StudyState) -> None:
         write_manifest(study.paths, manifest)
 
 
+def record_notes(paths: ResultPaths, notes: Iterable[str]) -> None:
+    """Add notes to the manifest, each once; the report shows them."""
+    manifest = read_manifest(paths)
+    manifest.notes = list(dict.fromkeys([*manifest.notes, *notes]))
+    write_manifest(paths, manifest)
+
+
 def _new_manifest(study: Study) -> Manifest:
     return Manifest(
         name=study.spec.name,
@@ -88,4 +111,5 @@ def _new_manifest(study: Study) -> Manifest:
             name: {"model_type": info.model_type, "licence": info.licence} for name, info in study.models.items()
         },
         notes=list(study.data.notes),
+        code=code_fingerprint(study.spec.task.type),
     )

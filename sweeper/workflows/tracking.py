@@ -137,7 +137,7 @@ def replay(root: Path, *, mode: str | None = None, seconds: float | None = None)
 
 def _asks_for_any(spec: TrackingSpec, *, ignore_mode: bool = False) -> bool:
     wandb = spec.wandb is not None and (ignore_mode or effective_mode(spec.wandb.mode, os.environ) != "disabled")
-    return wandb or spec.mlflow is not None or spec.tensorboard
+    return wandb or spec.mlflow is not None or spec.tensorboard or bool(spec.plugins)
 
 
 def _spawn(paths: ResultPaths, order: Order) -> subprocess.Popen[bytes]:

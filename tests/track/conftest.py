@@ -1,4 +1,20 @@
 import sys
 from pathlib import Path
 
+import pytest
+
+from sweeper.workflows import tracking
+
 sys.path.insert(0, str(Path(__file__).parent))
+BOUNDS = tracking.FINISH_BOUNDS
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A loaded machine is slow; tests of the time limit ask for `bounded`."""
+    monkeypatch.setattr(tracking, "FINISH_BOUNDS", (60.0, 300.0))
+
+
+@pytest.fixture
+def bounded(patient, monkeypatch):
+    monkeypatch.setattr(tracking, "FINISH_BOUNDS", BOUNDS)

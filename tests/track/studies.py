@@ -17,7 +17,7 @@ from sweeper.track.wandb_files import run_files
 OBJECTIVE = Objective("accuracy", "maximize")
 
 
-def manifest(name="demo"):
+def manifest(name="demo", data=None):
     content = {
         "seed": 0,
         "objective": {"metric": "accuracy", "goal": "maximize"},
@@ -25,14 +25,16 @@ def manifest(name="demo"):
         "models": [{"name": m, "checkpoint": f"org/{m}", "weights": "w" * 16} for m in ("bert", "minilm")],
         "search": {"max_epochs": 4, "num_trials": 4, "scheduler": {"type": "asha", "reduction_factor": 2}},
     }
-    return Manifest(name, "p" * 64, content, {"sweeper": "0.1.0"}, {"fingerprint": "f" * 16, "source": {}}, {}, "now")
+    facts = {"fingerprint": "f" * 16, "source": {"train": str(data)} if data else {}}
+    return Manifest(name, "p" * 64, content, {"sweeper": "0.1.0"}, facts, {}, "now", code="c" * 64)
 
 
 def prepare(root, name="demo", study="{}"):
     """Write what stands before the first event; ``study`` is the tracking section as JSON."""
     paths = ResultPaths(root)
     root.mkdir(parents=True, exist_ok=True)
-    write_manifest(paths, manifest(name))
+    (root / "train.csv").write_text("text,intent\n")
+    write_manifest(paths, manifest(name, root / "train.csv"))
     paths.study.write_text(
         f"schema: 1\nname: {name}\ntask: {{type: text-classification, data: {{train: 'builtin:x'}}}}\n"
         f"models: [{{name: bert, checkpoint: bert}}]\ntracking: {study}\n"
@@ -62,12 +64,18 @@ def story(num_trials=4, seed=0, confirm=True):
     events = [("study_opened", {"plan_hash": "p" * 64, "reason": "run"}), *interleave(lives, rng)]
     if not confirm:
         return events
+    asked, best = {p["trial_id"]: p for kind, p in events if kind == "trial_asked"}, {}
+    for payload in (p for kind, p in events if kind == "trial_ended" and p["value"] is not None):
+        model = asked[payload["trial_id"]]["model"]
+        if model not in best or payload["value"] > best[model]["value"]:
+            best[model] = payload
     lives = []
     for model in ("bert", "minilm"):
         for index, config in enumerate(("tuned", "default")):
             spec = TrialSpec(
                 trial_id=f"{model}-{config}-c00", number=0, model=model, seed=99 + index, max_epochs=4,
-                params={"learning_rate": 1e-3}, kind=TrialKind.CONFIRM, config=config,
+                params=asked[best[model]["trial_id"] if config == "tuned" else f"{model}-t0000"]["params"],
+                kind=TrialKind.CONFIRM, config=config,
             )  # fmt: skip
             lives.append(life(spec, TrialState.COMPLETE, rng))
     ids = [one[0][1]["trial_id"] for one in lives]

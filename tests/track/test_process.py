@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,9 @@ from pathlib import Path
 from sweeper.spec.study import TrackingSpec
 from sweeper.store.ledger import Ledger
 from sweeper.store.paths import ResultPaths
+from sweeper.workflows import tracking
 from sweeper.workflows.tracking import Tracking
+tracking.FINISH_BOUNDS = (60.0, 300.0)
 paths = ResultPaths(Path(sys.argv[2]))
 with Ledger.open(paths) as ledger, Tracking(paths, TrackingSpec.model_validate(json.loads(sys.argv[3])), print) as t:
     done = len(list(ledger.events())) - 1
@@ -105,11 +108,12 @@ def test_a_study_is_there_once_with_configs_summaries_and_groups(tmp_path):
     assert {file.project for file in files.values()} == {"demo"}
     trial, confirmed, study = files["bert-t0000"], files["bert-tuned-c00"], files["demo"]
     assert (trial.job_type, confirmed.job_type, study.job_type) == ("trial", "confirm", "report")
-    assert set(trial.tags) == {"COMPLETE", "bert", "default", "mine", "rung-2"}
+    assert set(trial.tags) == {"COMPLETE", "bert", "best", "default", "mine", "rung-2"}
     asked = next(payload for kind, payload in events if payload.get("trial_id") == "bert-t0000")
     assert trial.config["params"] == asked["params"]
     assert trial.config["effective"] == {"learning_rate": asked["params"]["learning_rate"]}
-    assert trial.config["fingerprints"] == {"data": "f" * 16, "plan": "p" * 64}
+    assert trial.config["fingerprints"] == {"data": "f" * 16, "plan": "p" * 64, "code": "c" * 64}
+    assert trial.metrics == {"epoch": ("", ""), "*": ("epoch", ""), "accuracy": ("epoch", "max")}
     assert trial.config["model"] == {"name": "bert", "checkpoint": "org/bert", "weights": "w" * 16}
     best = max(payload["metrics"]["accuracy"] for kind, payload in events
                if kind == "measurement" and payload["trial_id"] == "bert-t0000")  # fmt: skip
@@ -119,12 +123,21 @@ def test_a_study_is_there_once_with_configs_summaries_and_groups(tmp_path):
     assert set(confirmed.tags) == {"COMPLETE", "bert", "mine", "tuned"}
     assert study.summary["tuned/bert"] == 0.7
     assert [row["trials_ended"] for row in study.rows if "report" not in str(row)] == list(range(1, 9))
-    assert {"leaderboard", "verdicts", "trials", "report"} <= study.rows[-1].keys()
+    assert {"leaderboard", "verdicts", "trials", "report", "tuning_curves_table"} <= study.rows[-1].keys()
     assert [(kind, name, set(aliases)) for kind, name, aliases in study.artifacts if kind in ("dataset", "model")] == [
         ("dataset", "demo-data", {"latest"}),
         ("model", "demo-bert", {"best", "latest"}),
         ("model", "demo-minilm", {"best", "latest"}),
     ]
+    for model in ("bert", "minilm"):
+        (winner,) = (file for file in files.values() if "best" in file.tags and file.config["model"]["name"] == model)
+        given = files[f"{model}-tuned-c00"]
+        assert winner.artifacts == [("configuration", f"demo-{model}-config", ("best", "latest"))]
+        assert given.inputs == [f"demo-{model}-config"]
+        assert given.config["trial"]["found_by"] == winner.name
+        assert given.config["params"] == winner.config["params"]
+        assert files[f"{model}-default-c00"].inputs == []
+    assert study.inputs == ["demo-bert-config", "demo-minilm-config"]
     pruned = [file for file in files.values() if "PRUNED" in file.tags]
     assert pruned
     assert all(file.summary["pruned"] is True and "value" not in file.summary for file in pruned)
@@ -139,6 +152,29 @@ def test_a_second_session_writes_nothing(tmp_path):
     track(paths)
     replay(paths.root, mode="offline")
     assert sorted((path, path.stat().st_mtime_ns) for path in paths.wandb.rglob("run-*.wandb")) == before
+
+
+def test_a_replay_logs_exactly_what_live_tracking_logged(tmp_path):
+    paths = studies.prepare(tmp_path / "demo", study=json.dumps(OFFLINE))
+    driver, _ = drive(paths.root, pause=0.02)
+    assert driver.stdout.read().endswith("done\n")
+
+    def content():
+        own = {"_timestamp", "_runtime", "_wandb"}  # the client's clock
+        return {
+            file.name: (
+                file.run_id, file.group, file.job_type, sorted(file.tags), file.metrics, sorted(file.artifacts),
+                {k: v for k, v in file.config.items() if k not in own},
+                {k: v for k, v in file.summary.items() if k not in own and "_type" not in str(v)},
+                [(row["_step"], row.get("epoch"), row.get("accuracy")) for row in file.rows],
+            )
+            for file in run_files(paths.wandb)
+        }  # fmt: skip
+
+    live = content()
+    shutil.rmtree(paths.wandb)
+    replay(paths.root)
+    assert content() == live
 
 
 @pytest.mark.parametrize("victim", ["driver", "tracker", "both"])
@@ -196,13 +232,33 @@ def test_a_stuck_tracking_process_is_killed_in_time(tmp_path):
     assert is_gone(process.pid)
 
 
-def test_a_full_disk_costs_nothing_but_a_note(tmp_path):
+def test_a_folder_that_cannot_be_made_costs_nothing_but_a_note(tmp_path):
     paths = studies.prepare(tmp_path / "demo")
     studies.write(paths, studies.story())
     paths.wandb.write_text("in the way: no folder can be made here")
     notes, _ = track(paths)
     assert "tracking: WandbTracker" in notes[0]
     assert notes[-1].endswith(f"later: sweeper track {paths.root}")
+
+
+@pytest.mark.fault
+def test_a_full_disk_costs_nothing_but_a_note(tmp_path):
+    """W&B's folder alone is a file system of 256 KiB; the ledger's has room."""
+    paths = studies.prepare(tmp_path / "demo")
+    paths.wandb.mkdir()
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    inner = f'mount -t tmpfs -o size=256k none {paths.wandb} && exec "$@"'
+    if subprocess.run([*mount, f"mount -t tmpfs -o size=256k none {paths.wandb}"], capture_output=True).returncode:
+        pytest.skip("no file system of one's own can be mounted here")
+    home = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    arguments = [sys.executable, "-c", DRIVER, json.dumps(home), str(paths.root), json.dumps(OFFLINE), "30", "0"]
+    began = time.monotonic()
+    done = subprocess.run([*mount, inner, "sh", *arguments], capture_output=True, text=True, timeout=120)
+    assert done.stdout.endswith("done\n"), done.stderr
+    assert "tracking: WandbTracker" in done.stdout
+    assert f"later: sweeper track {paths.root}" in done.stdout
+    assert time.monotonic() - began < 60
+    assert len(studies.expected(paths)) == 64
 
 
 def test_a_damaged_ledger_ends_tracking_with_a_note(tmp_path):

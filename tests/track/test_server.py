@@ -64,15 +64,60 @@ def test_a_study_is_followed_online(tmp_path, server):
     runs = {run["display"]: run for run in server.runs.values()}
     assert {run["group"] for run in runs.values()} == {"demo"}
     assert {run["job"] for run in runs.values()} == {"trial", "confirm", "report"}
-    assert set(runs["bert-t0000"]["tags"]) == {"bert", "COMPLETE", "rung-2", "default", "mine"}
+    assert set(runs["bert-t0000"]["tags"]) == {"bert", "COMPLETE", "rung-2", "default", "best", "mine"}
     assert runs["bert-t0000"]["exit"] == 0
     assert runs["bert-tuned-c00"]["summary"]["test/accuracy"] == 0.7
-    assert {name: a["state"] for name, a in server.artifacts.items() if name.startswith("demo-")} == {
-        "demo-data": "COMMITTED",
-        "demo-bert": "COMMITTED",
-        "demo-minilm": "COMMITTED",
-    }
+    found = {name: a for name, a in server.artifacts.items() if name.startswith("demo-")}
+    assert {a["state"] for a in found.values()} == {"COMMITTED"}
+    assert sorted(found) == ["demo-bert", "demo-bert-config", "demo-data", "demo-minilm", "demo-minilm-config"]
+    assert "best" in found["demo-bert"]["aliases"]
+    assert sorted(found["demo-bert"]["files"]) == ["checkpoint/model.safetensors", "config.yaml"]
+    data = found["demo-data"]
+    assert json.loads(data["metadata"])["fingerprint"] == "f" * 16
+    assert data["files"]["train"]["ref"] == (paths.root / "train.csv").as_uri()
+    best = found["demo-bert-config"]  # trial, best configuration, confirmation
+    assert "best" in server.runs[best["logged_by"]]["tags"]
+    names = [server.runs[run_id]["display"] for run_id in best["used_by"]]
+    assert sorted(names) == ["bert-tuned-c00", "demo"]
+    (view,) = server.views.values()
+    assert view["display"] == "demo"
+    panels = json.dumps(view["spec"])
+    assert all(word in panels for word in ("Parallel Coordinates Plot", "Parameter Importance", "learning_rate"))
     assert not any(b"deadbeef" in body for _, _, _, body in server.requests)
+
+
+def test_what_the_study_file_leaves_out_comes_from_the_environment(tmp_path, server, monkeypatch):
+    named = {"PROJECT": "mine", "ENTITY": "team", "TAGS": "a,b", "NOTES": "why", "MODE": "online"}
+    others = {"RUN_ID": "fixed", "NAME": "fixed", "RUN_GROUP": "fixed", "RESUME": "never", "SWEEP_ID": "fixed"}
+    for name, value in (named | others).items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    paths = studies.prepare(tmp_path / "demo", study='{"wandb": {}}')
+    studies.write(paths, studies.story(num_trials=1, confirm=False))
+    replay(paths.root)
+    assert on_server(server, paths) == studies.expected(paths)
+    assert {(run["project"], run["entity"], run["notes"], run["group"]) for run in server.runs.values()} == {
+        ("mine", "team", "why", "demo")
+    }
+    assert all({"a", "b"} <= set(run["tags"]) for run in server.runs.values())
+    again = studies.prepare(
+        tmp_path / "again", "again", '{"wandb": {"project": "other", "entity": "me", "tags": ["c"]}}'
+    )
+    studies.write(again, studies.story(num_trials=1, confirm=False))
+    replay(again.root)
+    later = [run for run in server.runs.values() if run["group"] == "again"]
+    assert {(run["project"], run["entity"]) for run in later} == {("other", "me")}
+    assert all("c" in run["tags"] and "a" not in run["tags"] for run in later)
+
+
+def test_shared_mode_logs_every_epoch_to_runs_that_others_may_join(tmp_path, server):
+    shared = {"wandb": {"project": "demo", "mode": "shared"}}
+    paths = studies.prepare(tmp_path / "demo", study=json.dumps(shared))
+    studies.write(paths, studies.story(num_trials=2))
+    studies.finish(paths)
+    assert replay(paths.root) == []
+    assert on_server(server, paths) == studies.expected(paths)
+    assert replay(paths.root) == []
+    assert on_server(server, paths) == studies.expected(paths)
 
 
 def test_a_replay_of_what_is_online_sends_nothing(tmp_path, server):
@@ -116,7 +161,7 @@ def test_offline_runs_are_uploaded_by_either_command_but_never_by_both(tmp_path,
 
 
 @pytest.mark.parametrize("fault", [401, 429, "hang"])
-def test_a_server_that_fails_from_the_start_leaves_offline_files(tmp_path, server, fault):
+def test_a_server_that_fails_from_the_start_leaves_offline_files(tmp_path, server, bounded, fault):
     paths = begin(tmp_path / "demo")
     server.fault = fault
     notes, said, _, wait = live(paths, studies.story(confirm=False))
@@ -131,7 +176,7 @@ def test_a_server_that_fails_from_the_start_leaves_offline_files(tmp_path, serve
 
 
 @pytest.mark.parametrize("fault", [404, 500, "hang"])
-def test_a_server_that_fails_midway_loses_and_doubles_nothing(tmp_path, server, fault):
+def test_a_server_that_fails_midway_loses_and_doubles_nothing(tmp_path, server, bounded, fault):
     paths = begin(tmp_path / "demo")
     events = studies.story()
 

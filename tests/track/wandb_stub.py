@@ -20,6 +20,7 @@ class Stub:
     def __init__(self, port=0):
         self.runs = {}
         self.artifacts = {}
+        self.views = {}
         self.requests = []
         self.fault = None  # None | an HTTP status | "drop" | "hang"
         self.fault_share = 1.0  # which share of requests the fault takes, in turn
@@ -70,7 +71,7 @@ class Stub:
             return self.runs.setdefault(
                 name,
                 {"config": {}, "history": {}, "summary": {}, "tags": [], "files": {}, "group": None, "job": None,
-                 "display": None, "exit": None, "notes": None, "project": None},
+                 "display": None, "exit": None, "notes": None, "project": None, "entity": None},
             )  # fmt: skip
 
     # -- GraphQL -------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ class Stub:
         for name in (
             "RunResumeStatus", "UpsertBucket", "CreateRunFiles", "Viewer", "ServerInfo", "ServerFeatures",
             "CreateArtifactManifest", "UpdateArtifactManifest", "CreateArtifactFiles", "CommitArtifact",
-            "CreateArtifact", "ArtifactType", "TypeFields", "InputFields",
+            "CreateArtifact", "ArtifactType", "UseArtifact", "UpsertView2", "TypeFields", "InputFields",
         ):  # fmt: skip
             if f" {name}" in query.split("{")[0]:
                 return getattr(self, f"_{name.lower()}")(variables)
@@ -100,7 +101,12 @@ class Stub:
     _inputfields = _typefields
 
     def _runresumestatus(self, v):
-        model = {"id": "P", "name": v["project"], "entity": {"id": "E", "name": "me"}, "bucket": None}
+        model = {
+            "id": "P",
+            "name": v["project"],
+            "entity": {"id": "E", "name": v.get("entity") or "me"},
+            "bucket": None,
+        }
         run = self.runs.get(v["name"])
         if run is not None:
             lines = [line for _, line in sorted(run["history"].items())]
@@ -126,12 +132,12 @@ class Stub:
         run = self.run(v["name"])
         run["config"] |= json.loads(v["config"] or "{}")
         for key, field in (("groupName", "group"), ("jobType", "job"), ("displayName", "display"), ("tags", "tags"),
-                           ("notes", "notes"), ("project", "project")):  # fmt: skip
+                           ("notes", "notes"), ("project", "project"), ("entity", "entity")):  # fmt: skip
             if v.get(key) is not None:
                 run[field] = v[key]
         if v.get("summaryMetrics"):
             run["summary"] = json.loads(v["summaryMetrics"])
-        project = {"id": "P", "name": v["project"], "entity": {"id": "E", "name": "me"}}
+        project = {"id": "P", "name": v["project"], "entity": {"id": "E", "name": v.get("entity") or "me"}}
         bucket = {
             "id": "B-" + v["name"],
             "name": v["name"],
@@ -151,18 +157,33 @@ class Stub:
     def _createartifact(self, v):
         given = v.get("input", v)
         name = given.get("artifactCollectionName") or given["artifactCollectionNames"][0]
-        self.artifacts[name] = {"aliases": given.get("aliases"), "type": given.get("artifactTypeName"),
-                                "metadata": given.get("metadata"), "state": "PENDING"}  # fmt: skip
+        known = self.artifacts.get(name)
+        if known is None or known["digest"] != given["digest"]:  # a version is its content
+            known = self.artifacts[name] = {
+                "digest": given["digest"], "type": given["artifactTypeName"], "metadata": given.get("metadata"),
+                "aliases": [], "state": "PENDING", "logged_by": given["runName"], "used_by": [],
+            }  # fmt: skip
+        known["aliases"] = sorted({*known["aliases"], *(alias["alias"] for alias in given.get("aliases") or ())})
         sequence = {"id": "S", "latestArtifact": None}
-        artifact = {"id": "A-" + name, "state": "PENDING", "artifactSequence": sequence}
+        artifact = {"id": "A-" + name, "state": known["state"], "artifactSequence": sequence}
         return {"createArtifact": {"artifact": artifact}}
+
+    def _useartifact(self, v):
+        name = v["input"]["artifactID"].removeprefix("A-")
+        self.artifacts[name]["used_by"].append(v["input"]["runName"])
+        return {"useArtifact": {"artifact": {"id": "A-" + name}}}
+
+    def _upsertview2(self, v):
+        self.views[v["name"]] = {"display": v["displayName"], "spec": json.loads(v["spec"])}
+        return {"upsertView": {"view": {"id": "V-" + v["name"], "name": v["name"]}, "inserted": True}}
 
     def _artifacttype(self, _):
         return {"project": None}
 
     def _createartifactmanifest(self, v):
-        file = {"id": "F", "name": "wandb_manifest.json", "displayName": "m", "uploadUrl": f"{self.url}/upload/manifest",
-                "uploadHeaders": []}  # fmt: skip
+        name = (v.get("artifactID") or v["input"]["artifactID"]).removeprefix("A-")
+        file = {"id": "F", "name": "wandb_manifest.json", "displayName": "m", "uploadHeaders": [],
+                "uploadUrl": f"{self.url}/manifest/{name}"}  # fmt: skip
         return {"createArtifactManifest": {"artifactManifest": {"id": "M", "file": file}}}
 
     def _updateartifactmanifest(self, v):
@@ -239,6 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
         if body is None:
             return
         parts = self.path.split("/", 3)
+        if parts[1] == "manifest":
+            self.server_state.artifacts[parts[2]]["files"] = json.loads(body)["contents"]
         if len(parts) == 4 and parts[1] == "upload":
             self.server_state.run(parts[2])["files"][parts[3]] = body
         self._reply({})
