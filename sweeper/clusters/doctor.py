@@ -282,15 +282,12 @@ def _network(facts: ClusterFacts) -> Iterator[Finding]:
             if problem:
                 remedy = "open Ray's ports between the nodes (docs/clusters.md lists them)"
                 yield _error("ports", node, f"cannot connect to {name}: {problem}", remedy)
-    for name, offline, remedy in (
-        (
-            "wandb",
-            "WANDB_MODE",
-            "set WANDB_MODE=offline and bring the runs in later by `sweeper track`",
-        ),
-        ("hub", "HF_HUB_OFFLINE", "name local checkpoints, or fill the cache and set HF_HUB_OFFLINE=1"),
-    ):
-        cut_off = [node for node in _answered(facts) if node.reach.get(name) and node.environment.get(offline) is None]
+    remedies = {
+        "wandb": "set WANDB_MODE=offline and bring the runs in later by `sweeper track`",
+        "hub": "name local checkpoints, or fill the cache and set HF_HUB_OFFLINE=1",
+    }
+    for name, remedy in remedies.items():
+        cut_off = [node for node in _answered(facts) if node.reach.get(name)]
         if cut_off:
             needed = name in facts.wants
             yield Finding(

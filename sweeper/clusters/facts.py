@@ -44,6 +44,10 @@ PACKAGES = (
 MARK = "sweeper-facts "
 REACH_SECONDS = 5.0
 _PROBE = ".sweeper-doctor"
+_OFFLINE = {
+    "wandb": ("WANDB_MODE", ("offline", "disabled", "dryrun")),
+    "hub": ("HF_HUB_OFFLINE", ("1", "on", "true", "yes")),
+}
 
 
 def node_facts(questions: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def node_facts(questions: dict[str, Any]) -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
         "shared_memory_bytes": _size("/dev/shm"),  # noqa: S108
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "reach": {name: _reach(url) for name, url in questions.get("reach", {}).items()},
+        "reach": {name: _reach(url) for name, url in questions.get("reach", {}).items() if not _offline(name)},
         "connect": {name: _connect(at) for name, at in questions.get("connect", {}).items()},
         "environment": {
             name: os.environ[name]
@@ -191,6 +195,12 @@ def _size(path: str) -> int | None:
     with contextlib.suppress(OSError):
         return shutil.disk_usage(path).total
     return None
+
+
+def _offline(server: str) -> bool:
+    """Whether this node is told to leave a server alone: then it is not asked, not even whether it is there."""
+    variable, values = _OFFLINE[server]
+    return os.environ.get(variable, "").lower() in values
 
 
 def _reach(url: str) -> str:

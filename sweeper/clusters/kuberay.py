@@ -113,15 +113,14 @@ def _group(profile: KubeRayProfile, group: WorkerGroup, package_map: str | None)
         node_selector=group.node_selector,
         tolerations=group.tolerations,
     )
-    start = {"labels": ",".join(f"{key}={value}" for key, value in sorted(group.labels.items()))}
     return {
         "groupName": group.name,
         "replicas": group.min_replicas,
         "minReplicas": group.min_replicas,
         "maxReplicas": group.max_replicas,
-        "rayStartParams": start if group.labels else {},
+        "rayStartParams": {},
         "template": pod,
-    }
+    } | ({"labels": group.labels} if group.labels else {})
 
 
 def _pod(

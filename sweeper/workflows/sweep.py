@@ -142,11 +142,17 @@ def _with_built_models(spec: StudySpec, factories: Mapping[str, ModelFactory], f
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a flag; the second ends at once."""
+    """Turn the first SIGINT or SIGTERM into a flag; a second SIGINT ends at once.
+
+    Further SIGTERMs are the same request: batch systems and Ray's jobs send it to every process below a job, and the
+    supervisor passes its own on.
+    """
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of handlers
         if received:
+            if number == signal.SIGTERM:
+                return
             raise KeyboardInterrupt
         received.append(number)
         logger.warning("stopping after the epochs under way; once more ends at once")
