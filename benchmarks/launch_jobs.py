@@ -3,8 +3,8 @@
     python benchmarks/launch_jobs.py --json OUT.json
 
 Starts a head with dashboard and token authentication on loopback (``ray start``), and ends only that. The study is
-real: two small models on scikit-learn's digits. Its driver is killed with SIGKILL while trials run; the supervisor starts it
-anew and the study must end with every trial once. Exit code 1 when anything is not as it should be.
+real: two small models on scikit-learn's digits. Its driver is killed with SIGKILL while trials run; the supervisor
+starts it anew and the study must end with every trial once. Exit code 1 when anything is not as it should be.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ echo "$(date -Is) job $SLURM_JOB_ID, restart ${{SLURM_RESTART_COUNT:-0}}, head $
 
 # The first node becomes the head and runs the driver; the others serve. A batch step that is told to stop
 # (time limit, scancel) passes that on, so that the driver saves what it has.
-srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task={cpus} \\
+  --kill-on-bad-exit=1 \\
   {bin}ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_JOB_NUM_NODES" {resources} \\
   -- {supervisor} &
 steps=$!
@@ -191,6 +192,7 @@ class SlurmCluster:
             join_seconds=profile.join_seconds,
             study=shlex.quote(str(home / "study")),
             bin=shlex.quote(str(Path(profile.python).parent)) + "/" if has_folder else "",
+            cpus=profile.cpus_per_node,  # srun does not take it from sbatch
             resources=resources,
             supervisor=shlex.join(supervisor),
         )

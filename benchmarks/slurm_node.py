@@ -1,0 +1,200 @@
+"""A study launched on a real SLURM: one node on this machine, from doctor to fetch, with a cancel in the middle.
+
+    sudo python benchmarks/slurm_node.py --json OUT.json
+
+Needs root, and Debian's ``slurm-wlm`` and ``munge`` (22.05 or newer; the services need not run). The daemons live in
+namespaces of their own for processes, network and mounts, with a configuration in a temporary folder: nothing of this
+machine's SLURM or Ray is touched, and all of it goes with the script. The study is ``examples/quickstart`` with a
+small budget. Exit code 1 when anything is not as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from machine import facts
+
+NODE, ADDRESS = "node1", "10.77.32.1"
+INSIDE = "SWEEPER_SLURM_NODE"
+STUDY = Path(__file__).parents[1] / "examples" / "quickstart" / "study.yaml"
+BUDGET = ("search.max_epochs=3", "confirm.num_seeds=1")
+PATIENCE_SECONDS = 300.0
+CONFIGURATION = """\
+ClusterName=sweeper
+SlurmctldHost={node}({address})
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+ReturnToService=2
+KillWait=60
+NodeName={node} NodeAddr={address} CPUs={cpus} RealMemory=4000 State=UNKNOWN
+PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def enter_namespaces() -> int:
+    """Start this script again as the first process of fresh namespaces; return its code."""
+    words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--uts"]
+    done = subprocess.run([*words, sys.executable, *sys.argv], env=os.environ | {INSIDE: "1"}, check=False)
+    return done.returncode
+
+
+def set_up(folder: Path) -> dict[str, str]:
+    """Name the node, bring loopback up and start the daemons; return the environment of the clients."""
+    for words in (
+        "link set lo up",
+        "link add node0 type veth peer name node1",  # an address beside loopback, which resolvers want to see
+        f"addr add {ADDRESS}/24 dev node0",
+        "link set node0 up",
+        "link set node1 up",
+    ):
+        subprocess.run(["ip", *words.split()], check=True)
+    subprocess.run(["hostname", NODE], check=True)
+    hosts = folder / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n{ADDRESS} {NODE}\n")
+    subprocess.run(["mount", "--bind", str(hosts), "/etc/hosts"], check=True)
+    for name in ("state", "spool", "munge"):
+        (folder / name).mkdir(mode=0o700)
+    folder.chmod(0o755)
+    key = folder / "munge" / "key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    conf = folder / "slurm.conf"
+    conf.write_text(CONFIGURATION.format(node=NODE, address=ADDRESS, folder=folder, cpus=len(os.sched_getaffinity(0))))
+    environment = os.environ | {
+        "SLURM_CONF": str(conf),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "offline",
+        "SWEEPER_STATE": str(folder / "launches"),
+        "RAY_TMPDIR": str(folder / "r"),
+    }
+    at = [f"--{name}={folder}/munge/{name}" for name in ("pid-file", "log-file", "seed-file")]
+    munge = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={key}", *at]
+    for words in (munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", NODE]):
+        with (folder / f"{words[0]}.out").open("wb") as log:
+            subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+        time.sleep(1)
+    deadline = time.monotonic() + 60
+    while "idle" not in (said := text(["sinfo", "--noheader", "--format", "%T"], environment)):
+        if time.monotonic() > deadline:
+            logs = "\n".join(path.read_text(errors="replace")[-800:] for path in folder.glob("slurm*.log"))
+            raise RuntimeError(f"the node is {said!r}\n{logs}")
+        time.sleep(0.5)
+    return environment
+
+
+def text(words: list[str], environment: dict[str, str], code: int = 0) -> str:
+    """Run a command and return what it printed."""
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    if done.returncode != code:
+        raise RuntimeError(f"{' '.join(words)}: code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def campaign(folder: Path, trials: int) -> dict[str, Any]:
+    """Go through the life of a launch."""
+    environment = set_up(folder)
+    story: list[str] = []
+    began = time.monotonic()
+
+    def tell(words: str) -> None:
+        story.append(f"{time.monotonic() - began:5.1f} s: {words}")
+        print(story[-1], flush=True)
+
+    def sweeper(*words: str) -> str:
+        return text([sys.executable, "-m", "sweeper.cli", *words], environment)
+
+    def state(name: str) -> str:
+        return str(json.loads(sweeper("status", name, "--json"))["state"])
+
+    tell("slurmctld and slurmd answer: " + " ".join(text(["sinfo", "--noheader"], environment).split()))
+    profile = folder / "slurm.yaml"
+    profile.write_text(
+        f"type: slurm\nfolder: {folder}/shared/launches\nstorage_path: {folder}/shared/results\n"
+        f"python: {sys.executable}\nnodes: 1\ncpus_per_node: {len(os.sched_getaffinity(0))}\ntime: '00:10:00'\n"
+        f"setup: ['export RAY_TMPDIR={folder}/r']\n"
+    )
+    (folder / "shared" / "results").mkdir(parents=True)
+    doctor = json.loads(sweeper("doctor", "--cluster", str(profile), "--json"))
+    tell(f"doctor: {sum(finding['level'] == 'fine' for finding in doctor['findings'])} checks fine, no error")
+    launch = ["launch", str(STUDY), f"search.num_trials={trials}", *BUDGET, "--cluster", str(profile)]
+    print(sweeper(*launch, "--dry-run"))
+    results = folder / "shared" / "results" / "quickstart"
+
+    first = json.loads(sweeper(*launch, "--json"))["name"]
+    tell(f"launched {first}: {state(first)}")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (ended := count(results)):
+        assert time.monotonic() < deadline, sweeper("logs", first)
+        assert state(first) in ("PENDING", "RUNNING"), sweeper("logs", first)
+        time.sleep(0.5)
+    sweeper("cancel", first)
+    while state(first) == "RUNNING":
+        assert time.monotonic() < deadline, sweeper("logs", first)
+        time.sleep(1)
+    tell(f"cancelled after {ended} trials: {state(first)}, {count(results)} trials ended")
+
+    second = json.loads(sweeper(*launch, "--json"))["name"]
+    log = sweeper("logs", second, "--follow")
+    tell(f"launched again as {second}: {state(second)}")
+    home = folder / "home"
+    sweeper("fetch", second, "-o", str(home))
+    table = pq.read_table(home / "trials.parquet").to_pylist()
+    tell(f"fetched: {len(table)} trials on {sorted({row['node'] for row in table})}")
+    board = json.loads((home / "report" / "leaderboard.json").read_text())
+    return {
+        "slurm": text(["sinfo", "--version"], environment).strip(),
+        "states": [state(first), state(second)],
+        "trials": len(table),
+        "models": [entry["model"] for entry in board],
+        "log": log.splitlines()[:3] + log.splitlines()[-3:],
+        "story": story,
+    }
+
+
+def count(results: Path) -> int:
+    """Count the search trials that the ledger holds as ended."""
+    ledger = results / "ledger.jsonl"
+    return ledger.read_text().count('"kind":"trial_ended"') if ledger.is_file() else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=3, help="search trials for each of the three models")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    if os.geteuid():
+        parser.error("namespaces need root")
+    if INSIDE not in os.environ:
+        return enter_namespaces()
+    with tempfile.TemporaryDirectory(prefix="sws-") as name:
+        report = campaign(Path(name), arguments.trials) | {"machine": facts()}
+    print(json.dumps(report, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    return report["states"] != ["STOPPED", "SUCCEEDED"] or report["trials"] != 3 * arguments.trials
+
+
+if __name__ == "__main__":
+    sys.exit(main())
