@@ -1,9 +1,9 @@
 """A study launched on a real Ray by the Jobs API: doctor, launch, logs, a driver killed, cancel, launch again, fetch.
 
-    python benchmarks/launch_jobs.py --json OUT.json
+    sudo python benchmarks/launch_jobs.py --json OUT.json
 
-Starts a head with dashboard and token authentication on loopback (``ray start``), and ends only that. The study is
-real: two small models on scikit-learn's digits. Its driver is killed with SIGKILL while trials run; the supervisor
+Starts a head with dashboard and token authentication (``ray start``) in namespaces that go with the script. The study
+is real: two small models on scikit-learn's digits. Its driver is killed with SIGKILL while trials run; the supervisor
 starts it anew and the study must end with every trial once. Exit code 1 when anything is not as it should be.
 """
 
@@ -26,26 +26,20 @@ from typing import Any
 import pyarrow.parquet as pq
 from chaos import Outcome, count_lost_and_doubled, make_models, write_study
 from machine import facts
+from namespace import ADDRESS, bring_up, enter, is_inside
 
 PATIENCE_SECONDS = 300.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Head:
-    """A Ray head with a dashboard on loopback; a process group of its own."""
+    """A Ray head with a dashboard on loopback; it goes with the namespace."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.dashboard, self._log = free_port(), folder / "head.log"
+        self.dashboard, self._log = 8265, folder / "head.log"
         ray = str(Path(sys.executable).with_name("ray"))
-        words = [ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
-        words += ["--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
-        words += ["--disable-usage-stats", "--include-dashboard=true", f"--temp-dir={folder / 'ray'}"]
-        words += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+        words = [ray, "start", "--head", "--block", f"--node-ip-address={ADDRESS}", "--num-cpus=2"]
+        words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}", "--include-dashboard=true"]
+        words += ["--disable-usage-stats", f"--temp-dir={folder / 'ray'}"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 words, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=folder
@@ -63,25 +57,6 @@ class Head:
             assert self._process.poll() is None, self._log.read_text()[-2000:]
             time.sleep(0.2)
         raise RuntimeError(f"no dashboard; {self._log.read_text()[-2000:]}")
-
-    def end(self) -> None:
-        """End every process of the head: those below it first learnt, then killed."""
-        below = [self._process.pid]
-        table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        parents = dict(map(int, line.split()) for line in table.splitlines())
-        for pid in parents:
-            chain = pid
-            while chain in parents and chain != self._process.pid:
-                chain = parents[chain]
-            if chain == self._process.pid:
-                below.append(pid)
-        for pid in below:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        time.sleep(3)
-        for pid in below:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
 
 class Commands:
@@ -151,8 +126,6 @@ def campaign(folder: Path, trials: int, models: Path) -> dict[str, Any]:
         "WANDB_MODE": "offline",
         "RAY_JOB_STOP_WAIT_TIME_S": "30",  # `cancel` lets the driver save
         "SWEEPER_STATE": str(folder / "state"),
-        "http_proxy": "http://127.0.0.1:9",  # Ray's dashboard would ask cloud metadata services where it runs
-        "no_proxy": "127.0.0.1,localhost",
     }
     study = write_study(models, folder / "study", trials, 3)
     storage = folder / "shared" / "results"
@@ -207,14 +180,14 @@ def campaign(folder: Path, trials: int, models: Path) -> dict[str, Any]:
         home = folder / "home"
         sweeper("fetch", again, "-o", str(home))
         sweeper.tell("fetched from the storage")
-        if os.geteuid() == 0:
-            far = folder / "far"
-            sweeper("fetch", again, "-o", str(far), hide=storage)
-            same = tables(far) == tables(home)
-            sweeper.tell(f"fetched by a machine that does not see the storage: {'equal' if same else 'DIFFERENT'}")
-            assert same
-    finally:
-        head.end()
+        far = folder / "far"
+        sweeper("fetch", again, "-o", str(far), hide=storage)
+        same = tables(far) == tables(home)
+        sweeper.tell(f"fetched by a machine that does not see the storage: {'equal' if same else 'DIFFERENT'}")
+        assert same
+    except BaseException:
+        print((folder / "head.log").read_text()[-2000:], file=sys.stderr)
+        raise
     outcome = Outcome()
     count_lost_and_doubled(home, trials, outcome)
     return {
@@ -248,11 +221,16 @@ def tokens_in(folder: Path, token: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=15, help="search trials for each of the two models")
+    parser.add_argument("--trials", type=int, default=6, help="search trials for each of the two models")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
+    if os.geteuid():
+        parser.error("namespaces need root")
+    if not is_inside():
+        return enter()
     with tempfile.TemporaryDirectory(prefix="swj-") as name:
         folder = Path(name)
+        bring_up("head", folder)
         make_models(folder / "models")
         report = campaign(folder, arguments.trials, folder / "models") | {"machine": facts()}
     print(json.dumps(report, indent=2))

@@ -22,9 +22,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from machine import facts
+from namespace import ADDRESS, bring_up, enter, is_inside
 
-NODE, ADDRESS = "node1", "10.77.32.1"
-INSIDE = "SWEEPER_SLURM_NODE"
+NODE = "node1"
 STUDY = Path(__file__).parents[1] / "examples" / "quickstart" / "study.yaml"
 BUDGET = ("search.max_epochs=3", "confirm.num_seeds=1")
 PATIENCE_SECONDS = 300.0
@@ -53,27 +53,9 @@ PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def enter_namespaces() -> int:
-    """Start this script again as the first process of fresh namespaces; return its code."""
-    words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--uts"]
-    done = subprocess.run([*words, sys.executable, *sys.argv], env=os.environ | {INSIDE: "1"}, check=False)
-    return done.returncode
-
-
 def set_up(folder: Path) -> dict[str, str]:
-    """Name the node, bring loopback up and start the daemons; return the environment of the clients."""
-    for words in (
-        "link set lo up",
-        "link add node0 type veth peer name node1",  # an address beside loopback, which resolvers want to see
-        f"addr add {ADDRESS}/24 dev node0",
-        "link set node0 up",
-        "link set node1 up",
-    ):
-        subprocess.run(["ip", *words.split()], check=True)
-    subprocess.run(["hostname", NODE], check=True)
-    hosts = folder / "hosts"
-    hosts.write_text(f"127.0.0.1 localhost\n{ADDRESS} {NODE}\n")
-    subprocess.run(["mount", "--bind", str(hosts), "/etc/hosts"], check=True)
+    """Start the daemons; return the environment of the clients."""
+    bring_up(NODE, folder)
     for name in ("state", "spool", "munge"):
         (folder / name).mkdir(mode=0o700)
     folder.chmod(0o755)
@@ -186,8 +168,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.geteuid():
         parser.error("namespaces need root")
-    if INSIDE not in os.environ:
-        return enter_namespaces()
+    if not is_inside():
+        return enter()
     with tempfile.TemporaryDirectory(prefix="sws-") as name:
         report = campaign(Path(name), arguments.trials) | {"machine": facts()}
     print(json.dumps(report, indent=2))

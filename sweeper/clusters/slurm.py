@@ -36,7 +36,7 @@ set -euo pipefail
 umask 077
 {setup}
 {environment}
-# The token lives in the environment of this job's processes: srun hands it to every node, no file holds it.
+{path}# The token lives in the environment of this job's processes: srun hands it to every node, no file holds it.
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$({python} -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
@@ -53,7 +53,7 @@ echo "$(date -Is) job $SLURM_JOB_ID, restart ${{SLURM_RESTART_COUNT:-0}}, head $
 # (time limit, scancel) passes that on, so that the driver saves what it has.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task={cpus} \\
   --kill-on-bad-exit=1 \\
-  {bin}ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_JOB_NUM_NODES" {resources} \\
+  ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_JOB_NUM_NODES" {resources} \\
   -- {supervisor} &
 steps=$!
 trap 'kill -TERM "$steps" 2>/dev/null' TERM INT
@@ -191,7 +191,8 @@ class SlurmCluster:
             python=shlex.quote(profile.python),
             join_seconds=profile.join_seconds,
             study=shlex.quote(str(home / "study")),
-            bin=shlex.quote(str(Path(profile.python).parent)) + "/" if has_folder else "",
+            # `ray symmetric-run` calls `ray` by its name
+            path=f'export PATH={shlex.quote(str(Path(profile.python).parent))}:"$PATH"\n' if has_folder else "",
             cpus=profile.cpus_per_node,  # srun does not take it from sbatch
             resources=resources,
             supervisor=shlex.join(supervisor),

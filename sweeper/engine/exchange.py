@@ -26,6 +26,7 @@ class _Lane:
     members: dict[int, Any] = field(default_factory=dict)
     queues: dict[int, asyncio.Queue[tuple[int, Command] | None]] = field(default_factory=dict)
     token: int = 0  # of the command under way; answers to earlier ones are dropped
+    retired: bool = False
     num_answers: int = 0
     answers: dict[int, Reply] = field(default_factory=dict)
     done: asyncio.Future[Reply] | None = None
@@ -145,8 +146,24 @@ class Exchange:
         """Free every lane: after a Tune run whose actors may have died while they held some."""
         async with self._changed:
             self._arrived.clear()
-            self._free = [lane for lane, entry in self._lanes.items() if len(entry.members) == entry.world_size]
+            self._free = [
+                lane
+                for lane, entry in self._lanes.items()
+                if len(entry.members) == entry.world_size and not entry.retired
+            ]
             self._changed.notify_all()
+
+    async def retire(self, most: int) -> int:
+        """Tell up to ``most`` free lanes to end and return how many; lanes that a trial holds are left alone."""
+        async with self._changed:
+            going = self._free[max(0, len(self._free) - most) :]
+            self._free = self._free[: len(self._free) - len(going)]
+        for lane in going:
+            entry = self._lanes[lane]
+            entry.retired = True
+            for queue in entry.queues.values():
+                queue.put_nowait(None)
+        return len(going)
 
     async def num_lanes(self) -> int:
         """Return how many lanes are whole."""

@@ -13,7 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -52,10 +52,16 @@ class LaneShape:
         Ray Train workers, at least 1; a torch process group joins them from 2 on.
     resources_per_worker:
         Ray resources of each, for instance ``{"CPU": 1}``.
+    node_labels:
+        Labels that a node must have to take a worker.
+    placement:
+        Over which nodes the workers of one lane lie: ``PACK`` on few, ``STRICT_PACK`` on one, ``SPREAD`` over many.
     """
 
     num_workers: int
     resources_per_worker: Mapping[str, float]
+    node_labels: Mapping[str, str] = field(default_factory=dict)
+    placement: str = "PACK"
 
     @property
     def uses_gpu(self) -> bool:
@@ -133,10 +139,24 @@ class Lanes:
         Called in every worker process; pickled with cloudpickle.
     scratch:
         Folder for Ray Train's own files.
+    elastic:
+        Whether some lanes may have to wait until the cluster's autoscaler has added nodes.
     """
 
-    def __init__(self, count: int, shape: LaneShape, make_worker: Callable[[], LaneWorker], scratch: Path) -> None:
+    def __init__(
+        self,
+        count: int,
+        shape: LaneShape,
+        make_worker: Callable[[], LaneWorker],
+        scratch: Path,
+        *,
+        elastic: bool = False,
+    ) -> None:
         self.count = count
+        self._elastic = elastic
+        self._lock = threading.Lock()
+        self._alive = count  # threads that keep a lane
+        self._retiring = 0  # lanes told to end for good
         self.shape = shape
         self.restarts: list[str] = []
         self.exchange_name = f"exchange-{uuid.uuid4().hex[:12]}"
@@ -184,26 +204,42 @@ class Lanes:
         """Free all lanes after a Tune run that ended badly."""
         ray.get(self._exchange.reclaim.remote())
 
+    def keep(self, wanted: int) -> None:
+        """Let lanes beyond ``wanted`` go, so that their nodes can: those that wait for a node, then idle ones.
+
+        No lane is taken from a trial; call again when one has ended. The last lane stays.
+        """
+        with self._lock:
+            self.count = min(self.count, max(1, wanted))
+            surplus = self._alive - self._retiring - self.count
+        if surplus > 0:
+            going = ray.get(self._exchange.retire.remote(surplus))
+            with self._lock:
+                self._retiring += going
+
     def close(self) -> None:
         """End all lanes and the exchange; returns when their processes are gone."""
         self._closing.set()
         if self._exchange is None:
             return
         ray.get(self._exchange.dismiss.remote())
+        deadline = time.monotonic() + 30
         for thread in self._threads:
-            thread.join(timeout=30)
+            thread.join(timeout=max(0.1, deadline - time.monotonic()))
         ray.kill(self._exchange)
         self._exchange = None
 
     def _keep_alive(self) -> None:
         in_a_row = 0
         while not self._closing.is_set() and self._given_up is None:
+            if self._elastic and not self._node_is_there():
+                return
             lane = f"lane-{uuid.uuid4().hex[:12]}"
             reason = self._run_once(lane)
             group, num_answers = ray.get(self._exchange.bury.remote(lane))
             if group is not None:
                 ray.util.remove_placement_group(group)
-            if self._closing.is_set():
+            if self._closing.is_set() or self._leaves():
                 return
             in_a_row = 1 if num_answers else in_a_row + 1
             self.restarts.append(reason)
@@ -212,10 +248,36 @@ class Lanes:
                 self._given_up = f"a lane died {in_a_row} times in a row, last: {reason}"
             time.sleep(START_PAUSE_SECONDS)
 
+    def _leaves(self) -> bool:
+        """Whether this thread is one too many; then it counts as gone."""
+        with self._lock:
+            if self._alive <= self.count:
+                return False
+            self._alive -= 1
+            self._retiring = max(0, self._retiring - 1)
+            return True
+
+    def _node_is_there(self) -> bool:
+        """Wait until the autoscaler has made room for a lane; False when it is not wanted any more.
+
+        The demand is a placement group of the driver's: unlike `request_resources` it goes with the driver, however
+        that ends, and nobody pays for nodes that nobody asks for.
+        """
+        bundles = [dict(self.shape.resources_per_worker) for _ in range(self.shape.num_workers)]
+        selector = [dict(self.shape.node_labels) for _ in bundles] if self.shape.node_labels else None
+        group = ray.util.placement_group(bundles, strategy=self.shape.placement, bundle_label_selector=selector)
+        try:
+            while not group.wait(timeout_seconds=1):
+                if self._closing.is_set() or self._leaves():
+                    return False
+            return True
+        finally:
+            ray.util.remove_placement_group(group)
+
     def _run_once(self, lane: str) -> str:
         """Run a lane to its end and say why it ended."""
-        from ray.train import RunConfig, ScalingConfig
-        from ray.train.v2.api.config import FailureConfig  # ray.train's own name is typed as V1's
+        from ray.train import RunConfig
+        from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train's own names are typed as V1's
 
         trainer = _lane_trainer(self.shape.num_workers)(
             _serve,
@@ -229,6 +291,8 @@ class Lanes:
                 num_workers=self.shape.num_workers,
                 use_gpu=self.shape.uses_gpu,
                 resources_per_worker=dict(self.shape.resources_per_worker),
+                placement_strategy=self.shape.placement,
+                label_selector=dict(self.shape.node_labels) or None,
             ),
             run_config=RunConfig(
                 name=lane,

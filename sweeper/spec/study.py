@@ -190,6 +190,12 @@ class TrainingSpec(_Section):
     resources_per_worker: dict[str, float] | Literal["auto"] = Field(
         "auto", description="for instance {CPU: 1} or {CPU: 4, GPU: 0.5}; auto: a GPU where there is one, else a core"
     )
+    node_labels: dict[str, str] = Field(
+        default_factory=dict, description="labels of the nodes that take lanes, such as {accelerator: l4}"
+    )
+    placement: Literal["pack", "strict_pack", "spread"] = Field(
+        "pack", description="workers of one lane: on few nodes, on one node, or over many"
+    )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     activation_cache: bool | Literal["auto"] = Field(
         "auto", description="keep the states of frozen blocks instead of computing them in every step; auto: on CPUs"

@@ -8,12 +8,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sweeper.core.errors import RunFailedError, StopRequested
 from sweeper.core.trial import TrialSpec, TrialState
-from sweeper.engine.cluster import connection, lane_count, worker_resources
+from sweeper.engine.cluster import capacity, connection, lane_count, worker_resources
 from sweeper.engine.lanes import Lanes, LaneShape
 from sweeper.engine.tune import Conductor, run_assignments
 from sweeper.engine.worker_config import WorkerConfig
@@ -29,11 +30,15 @@ from sweeper.workflows.export import write_best
 from sweeper.workflows.manifest import open_manifest, record_costs, record_notes, record_openings
 from sweeper.workflows.progress import Progress
 from sweeper.workflows.study import Study
+from sweeper.workflows.tail import Tail, work_left
 from sweeper.workflows.tracking import Tracking
 
 logger = logging.getLogger("sweeper")
 
 _OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENXIO}
+
+
+UPSCALING_SECONDS = 1800.0  # a cloud's first node: minutes to start, and as many to pull the image
 
 
 @contextmanager
@@ -123,8 +128,16 @@ def _on_ray(study: Study, book: Book, progress: Progress, interrupted: Callable[
     training = study.spec.training
     with connection(study.spec.cluster.address):
         resources = worker_resources(training.resources_per_worker, training.num_workers)
-        shape = LaneShape(num_workers=training.num_workers, resources_per_worker=resources)
-        count = lane_count(shape, study.spec.search.max_concurrent_trials)
+        shape = LaneShape(
+            num_workers=training.num_workers,
+            resources_per_worker=resources,
+            node_labels=training.node_labels,
+            placement=training.placement.upper(),
+        )
+        left = partial(work_left, study.plan, book.state)
+        is_shared = study.spec.cluster.address is not None
+        count = lane_count(shape, study.spec.search.max_concurrent_trials, left() if is_shared else None)
+        elastic = count > capacity(shape).now
         config = WorkerConfig(
             spec=study.spec,
             paths=study.paths,
@@ -132,13 +145,13 @@ def _on_ray(study: Study, book: Book, progress: Progress, interrupted: Callable[
             cpus=max(1, int(resources.get("CPU", 1))),
         )
         progress.phase("starting lanes")
-        with Lanes(count, shape, config.start, study.paths.scratch) as lanes:
-            lanes.wait_ready()
+        with Lanes(count, shape, config.start, study.paths.scratch, elastic=elastic) as lanes:
+            lanes.wait_ready(UPSCALING_SECONDS if elastic else 300.0)
 
             def serve(conductor: Conductor) -> None:
                 run_assignments(
                     lanes,
-                    conductor,
+                    Tail(conductor, lanes, left) if is_shared else conductor,
                     scratch=study.paths.scratch,
                     max_retries=training.max_trial_retries,
                     epoch_timeout_seconds=training.epoch_timeout_seconds,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import sweeper
 from sweeper import __version__
@@ -44,9 +45,19 @@ def changes(study: Study) -> list[str]:
     if not study.paths.manifest.exists():
         return []
     manifest = read_manifest(study.paths)
-    found = differences(manifest.content, study.plan.content)
+    found = differences(manifest.content, _as_before(manifest.content, study.plan.content))
     found += differences({"versions": manifest.versions}, {"versions": versions()})
     return [change for change in found if change not in manifest.accepted_changes]
+
+
+def _as_before(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return the new content with each checkpoint's old name where its weights are the same: moved is not changed.
+
+    A study that was launched lies somewhere else every time that its cluster is made anew.
+    """
+    names = {model.get("weights"): model.get("checkpoint") for model in old.get("models", ())}
+    models = [model | {"checkpoint": names.get(model["weights"], model["checkpoint"])} for model in new["models"]]
+    return {**new, "models": models}
 
 
 def open_manifest(study: Study) -> None:
