@@ -4,10 +4,10 @@
 
 Hosts are network namespaces of this machine, joined by a bridge, each with its own address and host name; Ray runs on
 all of them with token authentication. A real study (two small models on scikit-learn's digits) is driven from the first
-host. Once trials run, every process of the second host is killed, then the third host's cable is pulled, then a fourth
-host joins. The study must end with every trial, epoch, confirmation and test once. Needs root and ``ip`` (iproute2);
-touches only namespaces, links and processes that it made. The hosts share this machine's disk.
-Exit code 1 when anything was lost or doubled.
+host, a lane on each. While the second host trains, every process of it is killed; while the third trains, its cable is
+pulled; then a fourth host joins. The study must end with every trial, epoch, confirmation and test once, and each host
+must have had trials. Needs root and ``ip`` (iproute2); touches only namespaces, links and processes that it made. The
+hosts share this machine's disk. Exit code 1 when anything was lost or doubled, or a host had no part in it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,22 @@ import pyarrow.parquet as pq
 from chaos import Outcome, count_lost_and_doubled, make_models, write_study
 from machine import facts
 
+from sweeper.store.ledger import LedgerTail
+from sweeper.store.paths import ResultPaths
+
 BRIDGE = "sweeper-br"
 PORT = 6399
-START_SECONDS = 90.0
+JOIN_SECONDS = 60.0
+JOIN_TRIES = 4
+WAIT_SECONDS = 300.0
 HEALTH = {
+    "RAY_maximum_startup_concurrency": "4",  # one at a time, one a CPU, would take minutes here
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""A host that is silent for about ten seconds counts as lost; Ray's defaults take half a minute."""
+"""A host that is silent for about six seconds counts as lost; Ray's defaults take half a minute."""
 
 
 def sh(*words: str) -> None:
@@ -75,10 +81,20 @@ class Host:
         return process
 
     def ray(self, *words: str) -> None:
-        """Join or found the cluster."""
+        """Join or found the cluster; a busy machine may need more than one try."""
         ray = str(Path(sys.executable).with_name("ray"))
         common = ("--node-ip-address", self.address, "--num-cpus", "1", "--disable-usage-stats", "--block")
-        self.start(ray, "start", *words, *common)
+        log = self._folder / f"{self.name}.log"
+        for _ in range(JOIN_TRIES):
+            said = log.stat().st_size if log.exists() else 0
+            process = self.start(ray, "start", *words, *common)
+            deadline = time.monotonic() + JOIN_SECONDS
+            while process.poll() is None and time.monotonic() < deadline:
+                if "Ray runtime started" in log.read_text(errors="replace")[said:]:
+                    return
+                time.sleep(0.2)
+            self.kill()
+        raise RuntimeError(f"{self.name} did not join in {JOIN_TRIES} tries")
 
     def unplug(self) -> None:
         """Pull the cable."""
@@ -99,20 +115,33 @@ class Host:
         subprocess.run(["ip", "netns", "del", self.name], check=False)
 
 
-def ended(results: Path) -> int:
-    """Count the search trials that the ledger holds as ended."""
-    with suppress(FileNotFoundError):
-        return (results / "ledger.jsonl").read_text().count('"kind":"trial_ended"')
-    return 0
+class Watch:
+    """Follows the ledger of the study."""
 
+    def __init__(self, results: Path, driver: subprocess.Popen[bytes]) -> None:
+        self._tail = LedgerTail(ResultPaths(results))
+        self._driver = driver
+        self.ended = 0
+        self.running: dict[str, str] = {}
+        self.started: Counter[str] = Counter()
 
-def wait_for(count: int, results: Path, driver: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait until so many trials have ended."""
-    deadline = time.monotonic() + seconds
-    while ended(results) < count:
-        if driver.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{ended(results)} trials ended, {count} awaited; driver {driver.poll()}")
-        time.sleep(0.2)
+    def look(self) -> None:
+        """Take what the ledger has got."""
+        for event in self._tail.poll():
+            if event.kind == "segment_started":
+                self.running[event.payload["trial_id"]] = event.payload["node"]
+                self.started[event.payload["node"]] += 1
+            elif event.kind == "trial_ended":
+                self.running.pop(event.payload["trial_id"], None)
+                self.ended += 1
+
+    def wait_for(self, node: str, count: int, seconds: float) -> None:
+        """Wait until ``count`` trials have ended and ``node`` is in the middle of a trial."""
+        deadline = time.monotonic() + seconds
+        while self.look() or self.ended < count or node not in self.running.values():
+            if self._driver.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.ended} trials ended, {self.started} started; driver {self._driver.poll()}")
+            time.sleep(0.02)
 
 
 def study_over_hosts(folder: Path, trials: int) -> dict[str, Any]:
@@ -130,9 +159,12 @@ def study_over_hosts(folder: Path, trials: int) -> dict[str, Any]:
     results = study.parent / "results" / "chaos"
     story: list[str] = []
     began = time.monotonic()
+    watch: Watch | None = None
 
     def tell(text: str) -> None:
-        story.append(f"{time.monotonic() - began:5.1f} s, {ended(results)} trials ended: {text}")
+        if watch is not None:
+            watch.look()
+        story.append(f"{time.monotonic() - began:5.1f} s, {watch.ended if watch else 0} trials ended: {text}")
         print(story[-1], flush=True)
 
     hosts = [Host(number, folder, environment) for number in (1, 2, 3)]
@@ -140,20 +172,21 @@ def study_over_hosts(folder: Path, trials: int) -> dict[str, Any]:
         hosts[0].ray("--head", "--port", str(PORT), "--include-dashboard", "false")
         for host in hosts[1:]:
             host.ray("--address", f"{hosts[0].address}:{PORT}")
-        tell("three hosts started")
-        time.sleep(20)
+        tell("three hosts have joined")
         address = f"cluster.address={hosts[0].address}:{PORT}"
         driver = hosts[0].start(sys.executable, "-m", "sweeper.cli", "run", str(study), address)
-        wait_for(trials // 3, results, driver, START_SECONDS + 60)
+        watch = Watch(results, driver)
+        watch.wait_for(hosts[0].name, 0, WAIT_SECONDS)
+        tell("the first trial runs")
+        watch.wait_for(hosts[1].name, trials // 4, WAIT_SECONDS)
         hosts[1].kill()
         tell("the second host is killed")
-        wait_for(2 * trials // 3, results, driver, 120)
+        watch.wait_for(hosts[2].name, trials // 2, WAIT_SECONDS)
         hosts[2].unplug()
         tell("the third host is cut off")
-        time.sleep(5)
         hosts.append(Host(4, folder, environment))
         hosts[3].ray("--address", f"{hosts[0].address}:{PORT}")
-        tell("a fourth host joins")
+        tell("a fourth host has joined")
         driver.wait(timeout=300)
         tell(f"the driver ended with code {driver.returncode}")
     finally:
@@ -165,7 +198,8 @@ def study_over_hosts(folder: Path, trials: int) -> dict[str, Any]:
     return {
         "exit_code": driver.returncode,
         "trials": len(table),
-        "trials_by_node": Counter(row["node"] for row in table),
+        "trials_by_last_node": Counter(row["node"] for row in table),
+        "segments_by_node": watch.started,
         "states": Counter(row["state"] for row in table),
         "num_retries": sum(row["num_retries"] for row in table),
         "trials_lost": outcome.trials_lost,
@@ -197,7 +231,7 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     sound = report["exit_code"] == 0 and not report["trials_lost"] and not report["trials_doubled"]
-    return not sound
+    return not (sound and len(report["segments_by_node"]) == 4)
 
 
 if __name__ == "__main__":

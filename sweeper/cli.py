@@ -16,6 +16,7 @@ from sweeper.core.errors import InputError, Problem, RunFailedError, StopRequest
 
 if TYPE_CHECKING:
     from sweeper.core.objective import Goal
+    from sweeper.store.paths import ResultPaths
 
 app = typer.Typer(
     name="sweeper",
@@ -27,7 +28,9 @@ app = typer.Typer(
 )
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="study file")]
-StudyOrResults = Annotated[Path, typer.Argument(metavar="STUDY.yaml|RESULTS", help="study file or result folder")]
+StudyOrResults = Annotated[
+    str, typer.Argument(metavar="STUDY.yaml|RESULTS", help="study file, result folder, or its s3:// or gs:// URL")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as search.num_trials=8")]
 Launched = Annotated[str, typer.Argument(metavar="NAME", help="what `sweeper launch` printed")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
@@ -116,17 +119,17 @@ def resume(study: StudyOrResults, accept_change: AcceptChange = False, as_json: 
 
 @app.command()
 def status(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml|RESULTS|NAME", help="study, results or launch")],
+    study: Annotated[str, typer.Argument(metavar="STUDY.yaml|RESULTS|NAME", help="study, results (or URL), or launch")],
     as_json: AsJson = False,
 ) -> None:
     """Say where a run or a launch stands; works from another terminal."""
     from sweeper.clusters.launches import is_launch
 
     report: Any
-    if not study.exists() and is_launch(str(study)):
+    if not Path(study).exists() and is_launch(study):
         from sweeper.workflows.launching import launch_status
 
-        report = launch_status(str(study))
+        report = launch_status(study)
     else:
         from sweeper.workflows.inspect import study_status
 
@@ -139,8 +142,10 @@ def report(study: StudyOrResults, as_json: AsJson = False) -> None:
     """Rebuild the report from the results alone."""
     from sweeper.report.build import build_report
 
-    root = _results(study)
+    paths = _readable(study)
+    root = paths.root
     page = build_report(root)
+    paths.storage.publish(paths.report)
     if as_json:
         typer.echo((root / "report" / "leaderboard.json").read_text())
     else:
@@ -150,8 +155,8 @@ def report(study: StudyOrResults, as_json: AsJson = False) -> None:
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="RESULTS_A", help="a result folder")],
-    second: Annotated[Path, typer.Argument(metavar="RESULTS_B", help="another")],
+    first: Annotated[str, typer.Argument(metavar="RESULTS_A", help="a result folder or its URL")],
+    second: Annotated[str, typer.Argument(metavar="RESULTS_B", help="another")],
     accept_difference: Annotated[
         bool,
         typer.Option("--accept-difference", help="compare although data or metric differ; the difference is named"),
@@ -160,8 +165,9 @@ def compare(
 ) -> None:
     """Set two studies of the same data side by side."""
     from sweeper.workflows.compare import compare as compare_results
+    from sweeper.workflows.results import readable
 
-    found = compare_results(first, second, accept_difference=accept_difference)
+    found = compare_results(readable(first).root, readable(second).root, accept_difference=accept_difference)
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
 
 
@@ -320,12 +326,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(StopRequested.exit_code)
 
 
-def _finish(work: Any, study: Path, overrides: Sequence[str], as_json: bool) -> None:
+def _finish(work: Any, study: str | Path, overrides: Sequence[str], as_json: bool) -> None:
     """Run ``work``, print the leaderboard; an interruption prints how to go on."""
     try:
         result = work()
     except (StopRequested, KeyboardInterrupt):
-        command = "run" if study.is_file() else "resume"
+        command = "run" if Path(study).is_file() else "resume"
         words = " ".join([str(study), *overrides])
         print(f"stopped; all finished work is kept. Go on with: sweeper {command} {words}", file=sys.stderr)  # noqa: T201
         raise
@@ -347,14 +353,24 @@ def _follow(name: str) -> None:
         raise RunFailedError(f"{name}: {state.value}; see `sweeper status {name}`")
 
 
-def _results(study: Path) -> Path:
-    """Return the result folder that a study file or folder names."""
-    if study.is_dir():
+def _results(study: str) -> str | Path:
+    """Return the result folder, or its URL, that a study file, folder or URL names."""
+    if "://" in study:
         return study
+    if Path(study).is_dir():
+        return Path(study)
     from sweeper.spec.load import load_study
     from sweeper.workflows.study import result_paths
 
-    return result_paths(load_study(study)).root
+    paths = result_paths(load_study(study))
+    return paths.url or paths.root
+
+
+def _readable(study: str) -> ResultPaths:
+    """Return the result folder that ``study`` names, with its files at hand."""
+    from sweeper.workflows.results import readable
+
+    return readable(_results(study))
 
 
 def _print_leaderboard(entries: list[dict[str, Any]], title: str | None = None) -> None:

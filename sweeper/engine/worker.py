@@ -35,13 +35,16 @@ class TrainingWorker:
     def __init__(self, config: WorkerConfig) -> None:
         torch.set_num_threads(config.cpus)
         self._config = config
-        self._data: PreparedData = load_prepared(config.paths.data)
+        self._paths = config.paths.here()
+        self._storage = self._paths.storage
+        self._storage.obtain(self._paths.data)
+        self._data: PreparedData = load_prepared(self._paths.data)
         self._task: Task = make_task(config.spec.task, self._data.facts)
         training = config.spec.training
         self._activations = None
         if training.caches_activations(config.options.device):
             limit = int(training.activation_cache_gigabytes * 1e9)
-            self._activations = ActivationStore(folder=config.paths.activations, limit_bytes=limit)
+            self._activations = ActivationStore(folder=self._paths.activations, limit_bytes=limit)
         self._models: dict[str, Pretrained] = {}
         self._examples: dict[tuple[str, str, int | None], Examples] = {}
         self._trial: TrialSpec | None = None
@@ -90,8 +93,9 @@ class TrainingWorker:
         measurement = next(self._run)
         finished = measurement.epoch == self._trial.max_epochs
         if finished and self._trial.kind is TrialKind.CONFIRM and _rank() == 0:
-            folder = self._config.paths.confirmation_weights(self._trial.trial_id)
+            folder = self._paths.confirmation_weights(self._trial.trial_id)
             _replace_folder(folder, self._run.save_best)
+            self._storage.publish(folder)
         elif not finished and (measurement.epoch in self._segment.snapshot_at or self._is_due()):
             self._snapshot()
         return measurement
@@ -99,14 +103,15 @@ class TrainingWorker:
     def _test(self, trial: TrialSpec) -> Tested:
         began = time.perf_counter()
         model = self._model(trial.model)
-        weights = self._config.paths.confirmation_weights(trial.trial_id)
-        if not weights.is_dir():
+        weights = self._paths.confirmation_weights(trial.trial_id)
+        if not self._storage.obtain(weights):
             raise TrialError(f"the confirmed weights of {trial.trial_id} are missing from {weights.name}")
         examples = self._split(trial.model, "test", None)
         predictions = predict(model, weights, self._task, examples, self._config.options)
         if _rank() == 0:
+            part = self._paths.predictions_part(trial.trial_id)
             write_predictions(
-                self._config.paths.predictions_part(trial.trial_id),
+                part,
                 model=trial.model,
                 config=trial.config,
                 seed=trial.seed,
@@ -115,6 +120,7 @@ class TrainingWorker:
                 predictions=predictions.decisions,
                 probabilities=predictions.probabilities,
             )
+            self._storage.publish(part)
         elapsed = time.perf_counter() - began
         first = trial.config == "tuned" and trial.number == 0 and _rank() == 0  # once a model is enough
         return Tested(
@@ -143,16 +149,17 @@ class TrainingWorker:
         assert self._segment is not None
         if _rank() == 0:
             name = f"e{self._run.epoch:05d}-a{self._segment.attempt}"
-            folder = self._config.paths.snapshots(self._trial.trial_id)
+            folder = self._paths.snapshots(self._trial.trial_id)
             _replace_folder(folder / name, self._run.save_snapshot)
-            for older in sorted(folder.iterdir())[:-1]:
-                shutil.rmtree(older, ignore_errors=True)
+            self._storage.publish(folder / name)
+            for older in self._storage.names(folder)[:-1]:
+                self._storage.remove(folder / older)
         self._saved_at = time.monotonic()
 
     def _last_snapshot(self, trial: TrialSpec) -> Path | None:
-        folder = self._config.paths.snapshots(trial.trial_id)
-        whole = [path for path in folder.glob("e*-a*") if path.suffix != ".partial"] if folder.is_dir() else []
-        return max(whole, default=None, key=lambda path: path.name)
+        folder = self._paths.snapshots(trial.trial_id)
+        names = self._storage.names(folder)
+        return folder / names[-1] if names and self._storage.obtain(folder / names[-1]) else None
 
     # -- what stays warm -----------------------------------------------------------------------------------
 
@@ -167,7 +174,7 @@ class TrainingWorker:
         if key not in self._examples:
             preprocessor = self._model(model).preprocessor
             table = encoded(
-                self._config.paths.encoded,
+                self._paths.encoded,
                 f"{split}-{self._content_key(model, split_seed)}",
                 lambda: self._task.encode(self._raw(split, split_seed), preprocessor),
             )

@@ -22,7 +22,7 @@ class WorkerConfig:
     spec:
         The resolved study.
     paths:
-        The result folder; its scratch part must be reachable from every node.
+        The result folder: on an object store, or its scratch part reachable from every node.
     options:
         Device, precision and batch limits, equal for all models of the study.
     cpus:

@@ -310,7 +310,10 @@ class StudySpec(_Section):
     schema_version: Literal[1] = Field(1, alias="schema")
     name: Name
     seed: int = Field(0, ge=0, lt=2**31)
-    storage_path: str = "results"
+    storage_path: str = Field(
+        "results",
+        description="a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; s3 also ?region=, endpoint_override=, scheme=",
+    )
     task: TaskSpec
     models: list[ModelSpec] = Field(min_length=1)
     search: SearchSpec = Field(default_factory=SearchSpec)

@@ -1,13 +1,14 @@
 r"""The ledger: an append-only list of events, and the only truth about a study.
 
-Format: one JSON object a line, ``{"n": 0, "t": ..., "kind": ..., ..., "crc": "8 hex digits"}``, where ``crc`` is the
-CRC-32 of the line without its crc field. ``n`` counts up from 0; the first event is ``ledger_created`` with the
-schema version.
+Format: one JSON object a line, ``{"n": 0, "t": ..., "s": ..., "kind": ..., ..., "crc": "8 hex digits"}``, where ``crc``
+is the CRC-32 of the line without its crc field. ``n`` counts up from 0; the first event is ``ledger_created`` with the
+schema version. Ledgers of older schemas are migrated when they are opened (`sweeper.store.migrations`).
 
 Durability: when `Ledger.append` has returned, the event is on disk (write, flush, fsync) and survives the death of
-the process and of the machine. A death in the middle leaves at most one torn last line; opening repairs it by
-cutting it off and says so in `notes`. Anything else that does not add up (a changed byte, a missing line, two
-lines with one number) is refused with file and line: a wrong ledger is never read as a right one.
+the process and of the machine; in an object store it is an object of its own (`sweeper.store.segments`). A death in
+the middle leaves at most one torn last line; opening repairs it by cutting it off and says so in `notes`. Anything else
+that does not add up (a changed byte, a missing line, two lines with one number) is refused with file and line: a wrong
+ledger is never read as a right one.
 """
 
 from __future__ import annotations
@@ -17,102 +18,110 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from sweeper.core.errors import InputError, Problem
-from sweeper.store.lock import release_lock, take_lock
-from sweeper.store.paths import ResultPaths, sync_folder
-
-SCHEMA = 1
+from sweeper.store.logs import Log, log_of
+from sweeper.store.migrations import SCHEMA, STEPS, Step, migration
+from sweeper.store.paths import ResultPaths
 
 
 @dataclass(frozen=True)
 class Event:
-    """One fact: its number, when it was written (UTC seconds), what kind it is and what it says."""
+    """One fact.
+
+    Parameters
+    ----------
+    n:
+        Its number, from 0.
+    t:
+        When it was written: UTC seconds, by a clock that people set.
+    s:
+        Seconds since its session opened the ledger, by a clock that never jumps.
+    kind:
+        What happened.
+    payload:
+        What is to be said of it.
+    """
 
     n: int
     t: float
     kind: str
     payload: dict[str, Any]
+    s: float = 0.0
 
 
 @dataclass
 class Ledger:
-    """An open ledger; a context manager that holds the folder's lock. Use `Ledger.open` or `Ledger.read`."""
+    """An open ledger; a context manager that is the one writer. Use `Ledger.open` or `Ledger.read`."""
 
-    path: Path
-    lock: Path
     notes: list[str] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
-    _file: BinaryIO | None = None
+    _log: Log | None = None
+    _opened: float = field(default_factory=time.monotonic)
 
     @classmethod
     def open(cls, paths: ResultPaths) -> Self:
-        """Open for appending: takes the lock, creates or repairs the file.
+        """Open for appending: takes the lock, creates, repairs or migrates what is there.
 
         Raises
         ------
         InputError
-            When another process holds the lock, or the file is damaged before its last line.
+            When another process holds the lock, or the ledger is damaged before its last line.
         """
-        note = take_lock(paths.lock)
+        log = log_of(paths)
+        note = log.lock()
         try:
-            events, good_bytes, torn = _parse(paths.ledger)
-            ledger = cls(paths.ledger, paths.lock, [note] if note else [], events)
-            ledger._file = paths.ledger.open("ab")
+            lines, torn = log.read()
+            schema, events = _parse(log.place, lines)
+            log.start(lines)
+            ledger = cls([note] if note else [], events, log)
             if torn:
-                ledger._file.truncate(good_bytes)
-                os.fsync(ledger._file.fileno())
                 ledger.notes.append(f"{paths.ledger.name}: a torn last line of {torn} bytes was cut off")
             if not events:
                 ledger.append("ledger_created", schema=SCHEMA)
-                sync_folder(paths.root)
+            elif schema != SCHEMA:
+                log.rewrite([_line(event) for event in events])
+                ledger.notes.append(f"{paths.ledger.name}: migrated from schema {schema} to {SCHEMA}")
         except BaseException:
-            release_lock(paths.lock)
+            log.close()
             raise
         return ledger
 
     @staticmethod
     def read(paths: ResultPaths) -> list[Event]:
         """Return the events without taking the lock: a torn last line, perhaps just being written, is left out."""
-        return _parse(paths.ledger)[0]
+        log = log_of(paths)
+        return _parse(log.place, log.read()[0])[1]
 
     def events(self) -> Iterator[Event]:
         """Iterate over all events, the oldest first."""
         return iter(self._events)
 
     def append(self, kind: str, **payload: Any) -> Event:
-        """Write one event; it is on disk when this returns.
+        """Write one event; it is durable when this returns.
 
         Raises
         ------
         OSError
-            When the disk is full or gone. The file is cut back to its last whole line first.
+            When the storage is full or gone. On a disk the file is cut back to its last whole line first.
+        RunFailedError
+            When another process has taken over the ledger of an object store.
         """
-        assert self._file is not None, "the ledger is closed"
-        event = Event(len(self._events), time.time(), kind, payload)
-        before = self._file.tell()
-        try:
-            self._file.write(_line(event))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._cut_back(before)
-            raise
+        assert self._log is not None, "the ledger is closed"
+        event = self._next(kind, payload)
+        self._log.append(event.n, [_line(event)])
         self._events.append(event)
         return event
 
     def close(self) -> None:
         """Close the file and give the lock back."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            release_lock(self.lock)
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def __enter__(self) -> Self:
         return self
@@ -122,26 +131,22 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def _cut_back(self, size: int) -> None:
-        """After a failed write: drop the buffer with its half line and open the file anew at its old end."""
-        assert self._file is not None
-        with suppress(OSError):  # the buffered half line cannot be written either, which is what we want
-            self._file.close()
-        os.truncate(self.path, size)
-        self._file = self.path.open("ab")
+    def _next(self, kind: str, payload: dict[str, Any]) -> Event:
+        return Event(len(self._events), time.time(), kind, payload, round(time.monotonic() - self._opened, 6))
 
 
 class LedgerTail:
     """Reads a ledger that another process is writing, without its lock: each `poll` returns the events added since.
 
     Only whole lines are taken; a torn last line is read once it is whole, or never. Memory does not grow with the
-    ledger.
+    ledger. Of an object store it follows the local copy, so it must run where the writer runs.
     """
 
     def __init__(self, paths: ResultPaths) -> None:
         self.path = paths.ledger
         self._offset = 0
         self._number = 0
+        self._step: Step | None = None
 
     def poll(self) -> list[Event]:
         """Return the new events, the oldest first; none when the file does not exist yet.
@@ -154,65 +159,75 @@ class LedgerTail:
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, os.SEEK_END) < self._offset:
-                    raise _damaged(self.path, self._number, "it was cut back after a failed write")
+                    raise _damaged(str(self.path), self._number, "it was cut back after a failed write")
                 file.seek(self._offset)
                 content = file.read()
         except FileNotFoundError:
             return []
         *lines, tail = content.split(b"\n")
-        events = [_event(self.path, self._number + index, line) for index, line in enumerate(lines)]
-        if events and self._number == 0:
-            _check_schema(self.path, events[0])
+        if lines and self._step is None:
+            self._step = migration(_schema(str(self.path), lines[0]))
+        events = [_event(str(self.path), self._number + index, line, self._step) for index, line in enumerate(lines)]
         self._offset += len(content) - len(tail)
         self._number += len(events)
         return events
 
 
 def _line(event: Event) -> bytes:
-    body = {"n": event.n, "t": event.t, "kind": event.kind, **_encode(event.payload)}
+    body = {"n": event.n, "t": event.t, "s": event.s, "kind": event.kind, **_encode(event.payload)}
     text = json.dumps(body, separators=(",", ":"), allow_nan=False)
-    return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}\n'.encode()
+    return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}'.encode()
 
 
-def _parse(path: Path) -> tuple[list[Event], int, int]:
-    """Return the whole events, the bytes they take, and the length of a torn tail."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0, 0
-    *lines, tail = content.split(b"\n")
-    events = [_event(path, number, line) for number, line in enumerate(lines)]
-    if events:
-        _check_schema(path, events[0])
-    return events, len(content) - len(tail), len(tail)
+def _parse(place: str, lines: Sequence[bytes]) -> tuple[int, list[Event]]:
+    """Return the schema in which the lines were written, and the events in today's."""
+    if not lines:
+        return SCHEMA, []
+    schema = _schema(place, lines[0])
+    step = migration(schema)
+    return schema, [_event(place, number, line, step) for number, line in enumerate(lines)]
 
 
-def _check_schema(path: Path, first: Event) -> None:
-    schema = first.payload.get("schema")
-    if first.kind != "ledger_created" or schema != SCHEMA:
+def _schema(place: str, line: bytes) -> int:
+    """Return the schema that the first line names."""
+    fields = _fields(place, 0, line)
+    schema = fields.get("schema")
+    if fields.get("kind") != "ledger_created" or not isinstance(schema, int) or schema not in (*STEPS, SCHEMA):
         remedy = "use the version of sweeper that wrote it"
-        raise InputError(Problem(f"{path}:1", f"schema must be {SCHEMA}", str(schema), remedy))
+        raise InputError(Problem(f"{place}:1", f"schema must be at most {SCHEMA}", str(schema), remedy))
+    return schema
 
 
-def _event(path: Path, number: int, line: bytes) -> Event:
-    """Decode and verify one line."""
+def _fields(place: str, number: int, line: bytes) -> dict[str, Any]:
+    """Verify one line and return what it says."""
     body, separator, crc = line.rpartition(b',"crc":"')
     if not separator or crc != f'{zlib.crc32(body + b"}"):08x}"}}'.encode():
-        raise _damaged(path, number, "its checksum does not fit")
+        raise _damaged(place, number, "its checksum does not fit")
     try:
         fields = _decode(json.loads(body + b"}"))
-        found, event = fields.pop("n"), Event(number, float(fields.pop("t")), str(fields.pop("kind")), fields)
+        if fields["n"] == number:
+            return dict(fields)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise _damaged(path, number, "it is no event") from None
-    if found != number:
-        raise _damaged(path, number, "its number is out of order")
-    return event
+        raise _damaged(place, number, "it is no event") from None
+    raise _damaged(place, number, "its number is out of order")
 
 
-def _damaged(path: Path, number: int, why: str) -> InputError:
+def _event(place: str, number: int, line: bytes, step: Step | None) -> Event:
+    """Decode and verify one line."""
+    fields = _fields(place, number, line)
+    try:
+        fields = step(fields) if step else fields
+        t, s, kind = float(fields.pop("t")), float(fields.pop("s")), str(fields.pop("kind"))
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(place, number, "it is no event") from None
+    del fields["n"]
+    return Event(number, t, kind, fields, s)
+
+
+def _damaged(place: str, number: int, why: str) -> InputError:
     remedy = "restore the file from a backup; nothing was changed"
     return InputError(
-        Problem(f"{path}:{number + 1}", "every line of the ledger must be as it was written", why, remedy)
+        Problem(f"{place}:{number + 1}", "every line of the ledger must be as it was written", why, remedy)
     )
 
 

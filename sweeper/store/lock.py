@@ -1,7 +1,8 @@
-"""One writer per result folder. The lock file names the process and host that hold it.
+"""One writer per result folder on a disk. The lock file names the process and host that hold it.
 
 A holder on this host is checked for life (process id and start time); a dead one is replaced. A holder on another
-host cannot be checked and is refused: the user deletes the file once sure.
+host cannot be checked and is refused: the user deletes the file once sure. Object stores have leases instead, see
+`sweeper.store.lease`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def take_lock(path: Path) -> str | None:
         When a living process, or one on another host, holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
+    mine = myself()
     note = None
     for _ in range(2):
         partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -46,13 +47,18 @@ def release_lock(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def myself() -> dict[str, Any]:
+    """Return what names this process among all processes of all hosts."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
+
+
 def holder(path: Path) -> dict[str, Any] | None:
     """Return who holds the lock and is alive, or None."""
     try:
         other = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return other if isinstance(other, dict) and _is_alive(other) else None
+    return other if isinstance(other, dict) and is_alive(other) else None
 
 
 def _judge(path: Path, mine: dict[str, Any]) -> str:
@@ -65,13 +71,13 @@ def _judge(path: Path, mine: dict[str, Any]) -> str:
     if other.get("host") != mine["host"]:
         remedy = f"stop it there, or delete {path} once it is surely dead"
         raise InputError(Problem(str(path), "only one process may write to a result folder", who, remedy))
-    if _is_alive(other):
+    if is_alive(other):
         remedy = "wait for it or end it; `sweeper status` shows where it stands"
         raise InputError(Problem(str(path), "only one process may write to a result folder", who, remedy))
     return f"{who} had died with the lock; it was replaced"
 
 
-def _is_alive(other: dict[str, Any]) -> bool:
+def is_alive(other: dict[str, Any]) -> bool:
     """Whether the holder's process id is taken by the same process; on another host: assumed."""
     if other.get("host") != socket.gethostname():
         return True

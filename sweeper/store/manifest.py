@@ -61,6 +61,7 @@ def write_manifest(paths: ResultPaths, manifest: Manifest) -> None:
     """Write the manifest; readers see the old one or the new one."""
     text = json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n"
     replace_file(paths.manifest, lambda partial: partial.write_text(text))
+    paths.storage.publish(paths.manifest)
 
 
 def read_manifest(paths: ResultPaths) -> Manifest:
@@ -71,12 +72,12 @@ def read_manifest(paths: ResultPaths) -> Manifest:
     InputError
         When it is missing, is not JSON, or was written by another schema.
     """
-    place = str(paths.manifest)
+    place = f"{paths.place}/{paths.manifest.name}"
+    if not paths.storage.obtain(paths.manifest):
+        remedy = "name the folder of a study that has run"
+        raise InputError(Problem(place, "a result folder must hold it", "no such file", remedy))
     try:
         fields = json.loads(paths.manifest.read_text())
-    except FileNotFoundError:
-        remedy = "name the folder of a study that has run"
-        raise InputError(Problem(place, "a result folder must hold it", "no such file", remedy)) from None
     except ValueError as error:
         raise InputError(Problem(place, "must be JSON", str(error), "restore it from a backup")) from None
     if not isinstance(fields, Mapping) or fields.get("schema") != SCHEMA:

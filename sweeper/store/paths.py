@@ -6,13 +6,57 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from sweeper.store.storage import Storage, below, is_url, show, storage_of, working_copy
 
 
 @dataclass(frozen=True)
 class ResultPaths:
-    """The files of one study. What readers may rely on stands first; ``.scratch`` may be deleted after a run."""
+    """The files of one study. What readers may rely on stands first; ``.scratch`` may be deleted after a run.
+
+    Parameters
+    ----------
+    root:
+        The folder; where ``url`` is given, this machine's copy of it.
+    url:
+        Object store and prefix that hold the truth, or empty where the folder does.
+    """
 
     root: Path
+    url: str = ""
+
+    @classmethod
+    def at(cls, place: str | Path, *, purpose: str = "runs") -> Self:
+        """Return the paths of a result folder that is named by a path or a URL.
+
+        Parameters
+        ----------
+        purpose:
+            Which of this machine's copies is meant: that of ``runs``, or of ``readers``, which disturbs no run.
+        """
+        if isinstance(place, str) and is_url(place):
+            return cls(working_copy(place, purpose), place)
+        return cls(Path(place))
+
+    @classmethod
+    def of(cls, storage_path: str, name: str) -> Self:
+        """Return the paths of study ``name`` below a storage path."""
+        return cls.at(below(storage_path, name) if is_url(storage_path) else Path(storage_path) / name)
+
+    def here(self) -> Self:
+        """Return the same on this machine, whose copy may lie elsewhere than that of the machine it came from."""
+        return type(self).at(self.url) if self.url else self
+
+    @property
+    def storage(self) -> Storage:
+        """What makes files durable, and brings those of other machines here."""
+        return storage_of(self.root, self.url)
+
+    @property
+    def place(self) -> str:
+        """How users know the folder."""
+        return show(self.url) or str(self.root)
 
     @property
     def manifest(self) -> Path:
@@ -43,6 +87,11 @@ class ResultPaths:
     def predictions(self) -> Path:
         """A row per confirmation run and test example."""
         return self.root / "predictions.parquet"
+
+    @property
+    def tables(self) -> tuple[Path, Path, Path, Path]:
+        """The four tables, in the order above."""
+        return self.trials, self.measurements, self.confirmations, self.predictions
 
     def best(self, model: str) -> Path:
         """Return the folder of a model's best configuration and checkpoint."""
@@ -82,6 +131,10 @@ class ResultPaths:
     def scratch(self) -> Path:
         """What can be made again: data, encodings, snapshots, weights of confirmation runs."""
         return self.root / ".scratch"
+
+    def built_model(self, name: str) -> Path:
+        """Return the checkpoint of a model that a factory built."""
+        return self.scratch / "models" / name
 
     @property
     def data(self) -> Path:

@@ -55,7 +55,7 @@ class StudyState:
     test_openings:
         One entry per opening of the test split: one a freezing, in order.
     spent_seconds:
-        Wall-clock seconds of all sessions up to their last event.
+        Seconds of all sessions up to their last event; a clock that is set does not touch them.
     """
 
     trials: dict[str, TrialRecord] = field(default_factory=dict)
@@ -70,8 +70,13 @@ class StudyState:
     test_openings: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     accepted_changes: list[str] = field(default_factory=list)
-    spent_seconds: float = 0.0
-    _last_time: float | None = None
+    _closed_seconds: float = 0.0
+    _session_seconds: float = 0.0
+
+    @property
+    def spent_seconds(self) -> float:
+        """See the class."""
+        return self._closed_seconds + self._session_seconds
 
     @property
     def frozen(self) -> list[str] | None:
@@ -98,9 +103,9 @@ class StudyState:
         if handler is None:
             remedy = "use the version of sweeper that wrote it"
             raise InputError(Problem(f"ledger event {event.n}", "its kind must be known", event.kind, remedy))
-        if self._last_time is not None and event.kind != "study_opened":
-            self.spent_seconds += max(0.0, event.t - self._last_time)  # a clock set back counts as no time
-        self._last_time = event.t
+        if event.kind == "study_opened":
+            self._closed_seconds, self._session_seconds = self.spent_seconds, 0.0
+        self._session_seconds = max(self._session_seconds, event.s)
         try:
             handler(event)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

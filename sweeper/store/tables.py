@@ -96,12 +96,14 @@ def write_tables(paths: ResultPaths, state: StudyState, objective: Objective) ->
     write_table(paths.measurements, _measurements(search))
     write_table(paths.confirmations, _confirmations(state, objective))
     parts = [paths.predictions_part(trial_id) for trial_id in state.frozen or () if trial_id in state.tested]
-    tables = [pq.read_table(part) for part in parts if part.is_file()]
+    tables = [pq.read_table(part) for part in parts if part.is_file() or paths.storage.obtain(part)]
     both = state.shared
     tables += [_as_default(table) for table in tables if table.num_rows and table["model"][0].as_py() in both]
-    if paths.predictions.exists():  # parts live in scratch, which may have been deleted since
+    if paths.storage.obtain(paths.predictions):  # parts live in scratch, which may have been deleted since
         tables = [_without(pq.read_table(paths.predictions), tables), *tables]
     write_table(paths.predictions, pa.concat_tables(tables) if tables else make_table([], PREDICTIONS))
+    for table in paths.tables:
+        paths.storage.publish(table)
 
 
 def _as_default(table: pa.Table) -> pa.Table:
@@ -126,8 +128,7 @@ def read_tables(paths: ResultPaths) -> Tables:
     InputError
         When one is missing or is no Parquet file.
     """
-    files = (paths.trials, paths.measurements, paths.confirmations, paths.predictions)
-    return Tables(*(read_table(path) for path in files))
+    return Tables(*(read_table(path) for path in paths.tables))
 
 
 def write_predictions(

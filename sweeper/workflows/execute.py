@@ -31,7 +31,7 @@ from sweeper.workflows.manifest import open_manifest, record_costs, record_notes
 from sweeper.workflows.progress import Progress
 from sweeper.workflows.study import Study
 from sweeper.workflows.tail import Tail, work_left
-from sweeper.workflows.tracking import Tracking
+from sweeper.workflows.tracking import Tracking, publish_tracked
 
 logger = logging.getLogger("sweeper")
 
@@ -42,7 +42,7 @@ UPSCALING_SECONDS = 1800.0  # a cloud's first node: minutes to start, and as man
 
 
 @contextmanager
-def storage_failures(root: Path) -> Iterator[None]:
+def storage_failures(root: str | Path) -> Iterator[None]:
     """Turn what a full, broken or read-only disk raises into a `RunFailedError` of one line.
 
     What the ledger took before stays; nothing half written counts.
@@ -53,9 +53,8 @@ def storage_failures(root: Path) -> Iterator[None]:
         if error.errno not in _OF_STORAGE:
             raise
         place = error.filename or root
-        raise RunFailedError(
-            f"{place}: {os.strerror(error.errno)}; what is done is kept: mend the storage, then resume {root}"
-        ) from error
+        why = error.strerror or os.strerror(error.errno)
+        raise RunFailedError(f"{place}: {why}; what is done is kept: mend the storage, then resume {root}") from error
 
 
 def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) -> None:
@@ -75,7 +74,7 @@ def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) 
     """
     paths = study.paths
     with (
-        storage_failures(paths.root),
+        storage_failures(paths.place),
         Ledger.open(paths) as ledger,
         Progress(study.plan) as progress,
         Tracking(paths, study.spec.tracking, progress.say) as tracking,
@@ -108,7 +107,9 @@ def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) 
         if notes:
             record_notes(paths, notes)
             build_report(paths.root)
-        shutil.rmtree(paths.snapshots_root, ignore_errors=True)
+        paths.storage.publish(paths.report)
+        publish_tracked(paths)
+        paths.storage.remove(paths.snapshots_root)
         shutil.rmtree(paths.activations, ignore_errors=True)
         shutil.rmtree(paths.scratch / "ray", ignore_errors=True)
 

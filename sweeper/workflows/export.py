@@ -10,9 +10,9 @@ from sweeper.core.errors import InputError, Problem
 from sweeper.core.trial import TrialSpec
 from sweeper.report.cards import model_card
 from sweeper.spec.load import dump_study
-from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
 from sweeper.workflows.confirm import export_run, search_winner
+from sweeper.workflows.results import readable
 from sweeper.workflows.study import Study
 
 
@@ -22,23 +22,25 @@ def write_best(study: Study, state: StudyState) -> None:
         winner = search_winner(study, state, model.name)
         if winner is None:
             continue
-        home = study.paths.best(model.name)
+        home, storage = study.paths.best(model.name), study.paths.storage
         home.mkdir(parents=True, exist_ok=True)
-        (home / "space.yaml").write_text(_fixed_space(winner.spec))
-        (home / "config.yaml").write_text(_config(study, model.name))
+        for name, text in (("space.yaml", _fixed_space(winner.spec)), ("config.yaml", _config(study, model.name))):
+            (home / name).write_text(text)
+            storage.publish(home / name)
         chosen = export_run(study, state, model.name)
         if chosen is None:
             continue
         weights = study.paths.confirmation_weights(chosen.spec.trial_id)
-        if weights.is_dir() and not (home / "checkpoint").exists():
+        if not storage.obtain(home / "checkpoint") and storage.obtain(weights):
             partial = home / "checkpoint.partial"
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(weights, partial)
             (partial / "README.md").write_text(model_card(study.paths.root, model.name, chosen.spec.seed))
             partial.rename(home / "checkpoint")
+            storage.publish(home / "checkpoint")
 
 
-def export(root: Path, target: Path) -> list[Path]:
+def export(root: str | Path, target: Path) -> list[Path]:
     """Copy best configurations, checkpoints, tables and report into ``target``; return what was written.
 
     Raises
@@ -46,7 +48,7 @@ def export(root: Path, target: Path) -> list[Path]:
     InputError
         When the result folder has nothing to export, or the target is not empty.
     """
-    paths = ResultPaths(root)
+    paths = readable(root, with_best=True)
     sources = [paths.root / "best", paths.report, paths.manifest, paths.study]
     sources += [paths.trials, paths.measurements, paths.confirmations, paths.predictions]
     present = [source for source in sources if source.exists()]

@@ -18,7 +18,7 @@ from sweeper.plan.cost import ModelCost, Probe, estimate
 from sweeper.search.schedulers import make_stopping
 from sweeper.spec.study import StudySpec
 from sweeper.store.ledger import Ledger
-from sweeper.store.lock import holder
+from sweeper.store.logs import log_of
 from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
@@ -169,7 +169,7 @@ class StatusReport:
         return "\n".join(lines)
 
 
-def study_status(root: Path) -> StatusReport:
+def study_status(root: str | Path) -> StatusReport:
     """Read where a run stands, without disturbing it.
 
     Raises
@@ -177,7 +177,7 @@ def study_status(root: Path) -> StatusReport:
     InputError
         When the folder holds no study.
     """
-    paths = ResultPaths(root)
+    paths = ResultPaths.at(root, purpose="readers")
     manifest = read_manifest(paths)
     state = StudyState.replay(Ledger.read(paths))
     objective = Objective(**manifest.content["objective"])
@@ -185,7 +185,8 @@ def study_status(root: Path) -> StatusReport:
         entry["name"]: _model_status([r for r in state.trials.values() if r.spec.model == entry["name"]], objective)
         for entry in manifest.content["models"]
     }
-    held = holder(paths.lock)
+    held = log_of(paths).holder()
+    paths.storage.obtain(paths.report)
     return StatusReport(
         name=manifest.name,
         phase=_phase(state, has_report=(paths.report / "index.html").is_file()),

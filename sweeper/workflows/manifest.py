@@ -42,7 +42,7 @@ def code_fingerprint(task_type: str) -> str:
 
 def changes(study: Study) -> list[str]:
     """Name what differs from the study that the result folder holds; empty for a new folder."""
-    if not study.paths.manifest.exists():
+    if not study.paths.storage.obtain(study.paths.manifest):
         return []
     manifest = read_manifest(study.paths)
     found = differences(manifest.content, _as_before(manifest.content, study.plan.content))
@@ -64,16 +64,21 @@ def open_manifest(study: Study) -> None:
     """Write manifest and resolved study of a new study, or record the changes that a resume accepted."""
     paths = study.paths
     accepted = changes(study)
-    if not paths.manifest.exists():
-        replace_file(paths.study, lambda partial: partial.write_text(dump_study(study.spec)))
+    if not paths.storage.obtain(paths.manifest):
+        _write_study(study)
         write_manifest(paths, _new_manifest(study))
     elif accepted:
         manifest = read_manifest(paths)
         manifest.accepted_changes.extend(accepted)
         manifest.content, manifest.plan_hash = study.plan.content, study.plan.plan_hash
         manifest.versions = versions()
-        replace_file(paths.study, lambda partial: partial.write_text(dump_study(study.spec)))
+        _write_study(study)
         write_manifest(paths, manifest)
+
+
+def _write_study(study: Study) -> None:
+    replace_file(study.paths.study, lambda partial: partial.write_text(dump_study(study.spec)))
+    study.paths.storage.publish(study.paths.study)
 
 
 def record_openings(study: Study, state: StudyState) -> None:

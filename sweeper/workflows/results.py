@@ -9,8 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from sweeper.store.logs import log_of
 from sweeper.store.manifest import Manifest, read_manifest
-from sweeper.store.paths import ResultPaths
+from sweeper.store.paths import ResultPaths, replace_file
+from sweeper.store.storage import LocalFolder
 from sweeper.store.tables import read_tables
 
 
@@ -42,15 +44,41 @@ class StudyResult:
     best_params: dict[str, dict[str, Any]]
 
 
+def readable(place: str | Path, *, with_best: bool = False) -> ResultPaths:
+    """Return a result folder whose files can be read: itself, or a copy of what an object store holds by now.
+
+    Parameters
+    ----------
+    place:
+        A folder, or the URL of one.
+    with_best:
+        Whether ``best/`` with its checkpoints is wanted too.
+    """
+    paths = ResultPaths.at(place, purpose="readers")
+    if not paths.url:
+        return paths
+    wanted = [paths.manifest, paths.study, *paths.tables, paths.report]
+    if with_best:
+        models = [model["name"] for model in read_manifest(paths).content.get("models", ())]
+        wanted += [paths.best(model) / part for model in models for part in ("space.yaml", "config.yaml", "checkpoint")]
+    for path in wanted:
+        if not paths.storage.obtain(path):
+            LocalFolder().remove(path)
+    lines, _ = log_of(paths).read()
+    paths.root.mkdir(parents=True, exist_ok=True)
+    replace_file(paths.ledger, lambda partial: partial.write_bytes(b"".join(line + b"\n" for line in lines)))
+    return paths
+
+
 def load_results(path: str | Path) -> StudyResult:
-    """Load a result folder; needs neither Ray nor torch.
+    """Load a result folder, local or on an object store; needs neither Ray nor torch.
 
     Raises
     ------
     InputError
         When it is no result folder, or one of its files is damaged.
     """
-    paths = ResultPaths(Path(path))
+    paths = readable(path)
     manifest = read_manifest(paths)
     tables = read_tables(paths)
     file = paths.report / "leaderboard.json"

@@ -7,7 +7,6 @@ order in which they would have ended.
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count, islice
@@ -125,10 +124,10 @@ class MemoryLedger(Ledger):
     """A ledger that keeps its events in memory alone: for searches that nobody will resume."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
-        super().__init__(Path(), Path(), _events=list(events))
+        super().__init__(_events=list(events))
 
     def append(self, kind: str, **payload: Any) -> Event:
         """Keep one event."""
-        event = Event(len(self._events), time.time(), kind, payload)
+        event = self._next(kind, payload)
         self._events.append(event)
         return event

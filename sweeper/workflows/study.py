@@ -55,12 +55,11 @@ def result_paths(spec: StudySpec) -> ResultPaths:
     Raises
     ------
     InputError
-        When the storage is a URL: results go to local or mounted folders.
+        When the storage is a URL of an unknown kind, or one that holds a password.
     """
-    if "://" in spec.storage_path:
-        remedy = "give a local or mounted folder"
-        raise InputError(Problem("storage_path", "object storage is not supported yet", spec.storage_path, remedy))
-    return ResultPaths(Path(spec.storage_path) / spec.name)
+    paths = ResultPaths.of(spec.storage_path, spec.name)
+    paths.storage  # noqa: B018 - a wrong URL is to be found before anything is done
+    return paths
 
 
 def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | None = None) -> Study:
@@ -113,14 +112,16 @@ def provisional(spec: StudySpec, in_memory: Mapping[str, Any] | None = None) -> 
 
 
 def settle(study: Study) -> Study:
-    """Move the prepared data into the result folder, where lanes read it."""
-    home = study.paths.data
-    if not home.exists():
+    """Move the prepared data into the result folder, where lanes read it, unless the same lie there."""
+    home, storage = study.paths.data, study.paths.storage
+    if not storage.obtain(home) or load_prepared(home).fingerprint != study.data.fingerprint:
         home.parent.mkdir(parents=True, exist_ok=True)
         partial = home.with_name(home.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(study.data.folder, partial)
+        shutil.rmtree(home, ignore_errors=True)
         partial.rename(home)
+        storage.publish(home)
     return Study(**{**vars(study), "data": load_prepared(home)})
 
 

@@ -19,6 +19,7 @@ from sweeper.spec.load import load_study
 from sweeper.spec.study import StudySpec
 
 if TYPE_CHECKING:
+    from sweeper.store.paths import ResultPaths
     from sweeper.workflows.results import StudyResult
 
 logger = logging.getLogger("sweeper")
@@ -74,8 +75,8 @@ def run(
 
     paths = result_paths(spec)
     if factories:
-        spec = _with_built_models(spec, factories, paths.scratch / "models")
-    if datasets is None and spec.task.data.train == "memory:" and paths.data.is_dir():
+        spec = _with_built_models(spec, factories, paths)
+    if datasets is None and spec.task.data.train == "memory:" and paths.storage.obtain(paths.data):
         study = assemble(spec, paths.data)
         _refuse_changes(study, accept_change=accept_change)
     else:
@@ -96,15 +97,16 @@ def resume(path: str | Path, *, accept_change: bool = False) -> StudyResult:
 
 def study_file(path: str | Path) -> Path:
     """Return the study file that ``path`` names: itself, or the resolved one of a result folder."""
-    path = Path(path)
-    if path.is_dir():
-        from sweeper.store.paths import ResultPaths
+    from sweeper.store.storage import is_url
 
-        path = ResultPaths(path).study
-        if not path.is_file():
-            place = str(path.parent)
-            raise InputError(Problem(place, "a result folder must hold study.yaml", "none", "name the right folder"))
-    return path
+    if not is_url(str(path)) and not Path(path).is_dir():
+        return Path(path)
+    from sweeper.workflows.results import readable
+
+    paths = readable(path)
+    if not paths.study.is_file():
+        raise InputError(Problem(paths.place, "a result folder must hold study.yaml", "none", "name the right folder"))
+    return paths.study
 
 
 def _refuse_changes(study: Any, *, accept_change: bool) -> None:
@@ -116,25 +118,26 @@ def _refuse_changes(study: Any, *, accept_change: bool) -> None:
         remedy = "undo the change, choose another name, or pass --accept-change"
         raise ChangedWorldError(
             [
-                Problem(str(study.paths.root), "a resumed study must be the one that began", difference, remedy)
+                Problem(study.paths.place, "a resumed study must be the one that began", difference, remedy)
                 for difference in differences
             ]
         )
 
 
-def _with_built_models(spec: StudySpec, factories: Mapping[str, ModelFactory], folder: Path) -> StudySpec:
+def _with_built_models(spec: StudySpec, factories: Mapping[str, ModelFactory], paths: ResultPaths) -> StudySpec:
     """Save what the factories build as checkpoints, which lanes load like any other."""
     models = []
     for model in spec.models:
         if model.name in factories:
-            home = folder / model.name
-            if not home.is_dir():
+            home = paths.built_model(model.name)
+            if not paths.storage.obtain(home):
                 partial = home.with_name(home.name + ".partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 built, preprocessor = factories[model.name]()
                 built.save_pretrained(partial)
                 preprocessor.save_pretrained(partial)
                 partial.rename(home)
+                paths.storage.publish(home)
             model = model.model_copy(update={"checkpoint": str(home)})
         models.append(model)
     return spec.model_copy(update={"models": models})

@@ -18,11 +18,13 @@ import sweeper
 from sweeper.core.errors import InputError, Problem, RunFailedError
 from sweeper.spec.load import load_study
 from sweeper.spec.study import TrackingSpec, WandbSpec
-from sweeper.store.lock import release_lock, take_lock
+from sweeper.store.logs import log_of
 from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
+from sweeper.store.storage import is_url
 from sweeper.track.wandb import effective_mode
 from sweeper.workflows.follow import Order, Outcome, command, outcome_path
+from sweeper.workflows.results import readable
 
 logger = logging.getLogger("sweeper")
 
@@ -61,7 +63,7 @@ class Tracking:
         try:
             self._process = _spawn(self._paths, order)
         except OSError as error:
-            self._say(f"tracking could not start: {error}; later: sweeper track {self._paths.root}")
+            self._say(f"tracking could not start: {error}; later: sweeper track {self._paths.place}")
 
     def finish(self) -> list[str]:
         """Let the process go to the end of the ledger, and return what must be noted: empty when all went well.
@@ -84,7 +86,7 @@ class Tracking:
             return []
         process, self._process = self._process, None
         outcome = _await(process, self._paths, seconds)
-        later = f"; later: sweeper track {self._paths.root}"
+        later = f"; later: sweeper track {self._paths.place}"
         notes = [f"tracking: {failure}" for failure in outcome.failures]
         for text in [*notes, *outcome.lines]:
             self._say(text)
@@ -94,7 +96,7 @@ class Tracking:
         return [*notes, *outcome.lines] if notes else []
 
 
-def replay(root: Path, *, mode: str | None = None, seconds: float | None = None) -> list[str]:
+def replay(root: str | Path, *, mode: str | None = None, seconds: float | None = None) -> list[str]:
     """Bring a finished or crashed study into its trackers from the ledger; return lines for the user.
 
     What is there already is not written again. A study without ``tracking`` goes to W&B.
@@ -113,7 +115,7 @@ def replay(root: Path, *, mode: str | None = None, seconds: float | None = None)
     RunFailedError
         When a tracker failed; W&B's offline files are kept.
     """
-    paths = ResultPaths(root.resolve())
+    paths = readable(root if is_url(str(root)) else Path(root).resolve())
     read_manifest(paths)
     spec = load_study(paths.study).tracking
     if not _asks_for_any(spec, ignore_mode=True):
@@ -124,15 +126,24 @@ def replay(root: Path, *, mode: str | None = None, seconds: float | None = None)
     if not _asks_for_any(spec):
         place = f"{paths.study} tracking.wandb.mode"
         raise InputError(Problem(place, "there must be somewhere to track to", "disabled", "pass --mode offline"))
-    take_lock(paths.lock)
+    log = log_of(paths)
+    log.lock()
     try:
         order = Order(root=str(paths.root), tracking=spec.model_dump(mode="json"))
         outcome = _await(_spawn(paths, order), paths, seconds)
+        publish_tracked(paths)
     finally:
-        release_lock(paths.lock)
+        log.close()
     if outcome.failures:
         raise RunFailedError("\n".join([*outcome.failures, *outcome.lines]))
     return outcome.lines
+
+
+def publish_tracked(paths: ResultPaths) -> None:
+    """Bring what trackers wrote as files into an object store, where the results lie in one."""
+    for folder in (paths.wandb, paths.tensorboard):
+        if folder.is_dir():
+            paths.storage.publish(folder)
 
 
 def _asks_for_any(spec: TrackingSpec, *, ignore_mode: bool = False) -> bool:

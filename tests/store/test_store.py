@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from sweeper.core.errors import InputError
 from sweeper.core.objective import Objective
 from sweeper.core.trial import Measurement, TrialKind, TrialSpec, TrialState
-from sweeper.store.ledger import Ledger
+from sweeper.store.ledger import Ledger, LedgerTail
 from sweeper.store.lock import holder
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState, encode_measurement, encode_spec
@@ -146,7 +149,7 @@ def test_a_lost_line_is_noticed(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from sweeper.store.ledger import Ledger
+from sweeper.store.ledger import Ledger, LedgerTail
 from sweeper.store.paths import ResultPaths
 with Ledger.open(ResultPaths(Path(sys.argv[1]))) as ledger:
     print("open", flush=True)
@@ -251,3 +254,89 @@ def test_a_measurement_reported_again_by_a_later_attempt_is_kept_out_by_its_writ
         book.measured("m-t0000", 1, measurement(1, 0.9))
     state = StudyState.replay(Ledger.read(paths))
     assert [m.metrics["acc"] for m in state.trials["m-t0000"].measurements] == [0.5]
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def test_a_ledger_of_the_first_schema_is_migrated_and_means_the_same(tmp_path):
+    paths = ResultPaths(tmp_path)
+    old = (FIXTURES / "ledger-schema-1.jsonl").read_bytes()
+    paths.ledger.write_bytes(old)
+    before = Ledger.read(paths)
+    assert paths.ledger.read_bytes() == old, "reading writes nothing"
+    assert str(LedgerTail(paths).poll()) == str(before)
+    with Ledger.open(paths) as ledger:
+        assert "migrated from schema 1 to 2" in ledger.notes[0]
+        ledger.append("note", text="goes on")
+    after = Ledger.read(paths)
+    assert str(after[:-1]) == str(before)  # by text: NaN equals nothing
+    assert after[0].payload == {"schema": 2}
+    state = StudyState.replay(after)
+    assert all(record.state.is_final for record in state.trials.values())
+    assert len(state.tested) == 8
+    assert state.spent_seconds == pytest.approx(1.1457, abs=1e-3)  # as the version that wrote it said
+    with Ledger.open(paths) as ledger:
+        assert ledger.notes == []
+
+
+def test_a_migration_that_dies_anywhere_leaves_the_old_ledger_or_the_new_one(tmp_path, monkeypatch):
+    paths = ResultPaths(tmp_path)
+    old = (FIXTURES / "ledger-schema-1.jsonl").read_bytes()
+    for name in ("fsync", "replace"):
+        paths.ledger.write_bytes(old)
+
+        def fail(*arguments):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, name, fail)
+        with pytest.raises(OSError, match="No space"):
+            Ledger.open(paths)
+        monkeypatch.undo()
+        assert paths.ledger.read_bytes() == old
+        assert not paths.lock.exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["ledger.jsonl"]
+
+
+def test_a_ledger_of_a_later_schema_is_refused(tmp_path):
+    paths = ResultPaths(tmp_path)
+    body = b'{"n":0,"t":1.0,"s":0.0,"kind":"ledger_created","schema":99}'
+    paths.ledger.write_bytes(body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body))
+    with pytest.raises(InputError, match="schema must be at most 2, got 99"):
+        Ledger.open(paths)
+
+
+def test_a_clock_that_is_set_spends_and_returns_no_time(tmp_path, monkeypatch):
+    paths = ResultPaths(tmp_path)
+    now = iter([1e9, 2e9, 1e9, 5e9, 5e9, 0.0])
+    monkeypatch.setattr("sweeper.store.ledger.time.time", lambda: next(now))
+    for _ in range(2):
+        with Ledger.open(paths) as ledger:
+            ledger.append("study_opened", plan_hash="x", reason="run")
+            ledger.append("note", text="the clock has jumped")
+    assert StudyState.replay(Ledger.read(paths)).spent_seconds < 60
+
+
+def test_every_cut_and_every_flipped_bit_at_a_record_boundary_is_recovered_or_refused(tmp_path):
+    """At each boundary: cut there, a byte before, a byte after; every bit of the bytes around it flipped."""
+    paths = ResultPaths(tmp_path)
+    write_story(paths)
+    whole = paths.ledger.read_bytes()
+    events = Ledger.read(paths)
+    boundaries = [at for at, byte in enumerate(whole) if byte == ord("\n")]
+    for number, at in enumerate(boundaries):
+        for cut in (at - 1, at, at + 1):
+            paths.ledger.write_bytes(whole[:cut])
+            assert Ledger.read(paths) == events[: number + (cut > at)]
+        for place in (at - 1, at, at + 1):
+            for bit in range(8):
+                if place < len(whole):
+                    flipped = bytearray(whole)
+                    flipped[place] ^= 1 << bit
+                    paths.ledger.write_bytes(bytes(flipped))
+                    try:
+                        found = Ledger.read(paths)
+                    except InputError as error:
+                        assert re.search(r"ledger\.jsonl:\d+: ", str(error))  # noqa: PT017
+                    else:  # only the last line's end may go: then the line is torn, not wrong
+                        assert (place, found) == (len(whole) - 1, events[:-1])
