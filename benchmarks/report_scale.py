@@ -61,7 +61,7 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
     params: dict[str, Any] = {
         "learning_rate": float(10 ** rng.uniform(-6, -3)),
         "batch_size": int(rng.choice([16, 32, 64])),
-        "weight_decay": float(10 ** rng.uniform(-4, -0.5)),
+        "weight_decay": float(10 ** rng.uniform(-4, np.log10(0.3))),
         "warmup_ratio": float(rng.uniform(0, 0.6)),
         "dropout": float(rng.uniform(0, 0.3)),
         "layer_decay": float(rng.uniform(0.65, 1)),

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from sweeper.core.space import Float, Int
+from sweeper.core.space import Float, Int, Params, SearchSpace
 from sweeper.report.source import Source
 from sweeper.spec.space import space_from_dict
 from sweeper.train.settings import LEAST, LIMITS
@@ -35,6 +35,7 @@ def explain(source: Source) -> dict[str, dict[str, Any]]:
         model = entry["name"]
         space = space_from_dict(entry["space"])
         completed = [Completed(json.loads(t["params"]), t["value"]) for t in source.complete(model)]
+        completed = [trial for trial in completed if _inside(space, trial.params)]
         best = source.best(model)
         default = next((t for t in source.complete(model) if t["number"] == 0), None)
         path = None
@@ -78,6 +79,12 @@ def boundaries(source: Source, model: str) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _inside(space: SearchSpace, params: Params) -> bool:
+    """Whether the space holds a configuration: it may have been narrowed since, by an accepted change."""
+    known = {parameter.name: parameter for parameter in space}
+    return all(known[name].contains(value) for name, value in params.items() if name in known)
 
 
 def _wider(parameter: Float | Int, end: str) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from sweeper.models.load import Pretrained
 from sweeper.tasks.base import Examples, Task
-from sweeper.train.evaluate import TrainOptions
+from sweeper.train.options import TrainOptions
 
 BATCH_SIZES = (1, 32)
 _WARM_UPS = 2
