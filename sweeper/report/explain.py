@@ -8,10 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from sweeper.core.space import Float, Int, Params, SearchSpace
+from sweeper.report.drawing import thinned
 from sweeper.report.source import Source
 from sweeper.spec.space import space_from_dict
 from sweeper.train.settings import LEAST, LIMITS
 
+MOST_TRIALS = 500  # read for importance and ablation: more of them change little and cost seconds a model
 WIDEN_BY = 0.5  # a suggested range is this much longer, in its own scale, at the end that was hit
 
 
@@ -35,7 +37,8 @@ def explain(source: Source) -> dict[str, dict[str, Any]]:
         model = entry["name"]
         space = space_from_dict(entry["space"])
         completed = [Completed(json.loads(t["params"]), t["value"]) for t in source.complete(model)]
-        completed = [trial for trial in completed if _inside(space, trial.params)]
+        inside = [trial for trial in completed if _inside(space, trial.params)]
+        completed = [inside[at] for at in thinned(len(inside), MOST_TRIALS)]
         best = source.best(model)
         default = next((t for t in source.complete(model) if t["number"] == 0), None)
         path = None
