@@ -32,6 +32,7 @@ drawn: document.querySelectorAll('[data-figure] .main-svg').length > 0 ?
 failed: document.body.classList.contains('failed'), images: document.images.length}))()"""
 SCROLL = """(async () => { const pause = () => new Promise(done => requestAnimationFrame(() => setTimeout(done, 80)));
 for (let tries = 0; tries < 600 && !window.Plotly; tries++) await pause();
+for (const folded of document.querySelectorAll('details')) folded.open = true;
 for (let y = 0; y < document.documentElement.scrollHeight; y += 500) { scrollTo(0, y); await pause(); await pause(); }
 scrollTo(0, 0); await pause(); return true; })()"""
 

@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from sweeper import __version__
 from sweeper.core.trial import TrialState
 from sweeper.report.costs import costs, setting
 from sweeper.report.drawing import Figure, colour
@@ -80,7 +79,6 @@ def page(
             goal=source.objective.goal,
             plan_hash=manifest.plan_hash,
             created_at=manifest.created_at,
-            version=__version__,
             num_trials=sum(entry["num_trials"] for entry in entries),
             num_seeds=max((len(entry["tuned"]["seeds"]) for entry in entries), default=0),
             summary=summary(source, entries),

@@ -32,6 +32,7 @@
     }
     return full;
   };
+  const traces = (data) => data.map((trace) => (trace.texttemplate ? { ...trace, textfont: { color: ink("--ink") } } : trace));
   const config = {
     responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
   };
@@ -39,9 +40,9 @@
     const spec = specs[place.dataset.figure];
     if (!spec || drawn.has(place)) return;
     drawn.set(place, spec);
-    Plotly.newPlot(place, spec.data, layout(spec.layout), config);
+    Plotly.newPlot(place, traces(spec.data), layout(spec.layout), config);
   };
-  const again = () => drawn.forEach((spec, place) => Plotly.relayout(place, layout(spec.layout)));
+  const again = () => drawn.forEach((spec, place) => Plotly.react(place, traces(spec.data), layout(spec.layout), config));
   const unpack = async (text) => {
     const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
     return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
