@@ -4,10 +4,10 @@
 
 Texts are docstrings of installed packages, images tiles of scikit-learn's two photographs; both are first thinned by
 another measure (tf-idf cosine, pixel correlation) so that no two are alike by nature. Trivial copies (case,
-punctuation, white space, Unicode) must be ``leaks``; near copies (a word dropped, replaced, swapped, added or misspelt;
-an image encoded anew, resized, brightened, cropped by 3%) must be ``near_leaks``. Decoys are unrelated rows, rows with
-a third of the words replaced, and mirrored tiles: they must be neither. A near text below the documented Jaccard of .8
-still counts as missed, and an edit that happens to be trivial (two equal words swapped) counts against precision.
+punctuation, white space, Unicode) must be known as equal inputs; near copies (a word dropped, replaced, swapped, added
+or misspelt; an image encoded anew, resized, brightened, cropped by 3%) as near ones. Decoys are unrelated rows, rows
+with a third of the words replaced, and mirrored tiles: they must be neither. A near text below the documented Jaccard
+of .8 still counts as missed, and an edit that happens to be trivial (two equal words swapped) counts against precision.
 """
 
 from __future__ import annotations

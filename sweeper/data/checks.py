@@ -36,8 +36,9 @@ class DataReport:
 
     ``exact_duplicates``: rows whose very input stood earlier in the same split (``all``: in the whole data set);
     ``trivial_duplicates`` count those that differ in case, punctuation, white space or Unicode form too, and
-    ``near_duplicates`` further ones. ``leaks``, ``near_leaks``: by pair of splits, rows of the second whose input
-    stands, trivial changes aside, or nearly stands, in the first; ``group_leaks``: rows whose group does.
+    ``near_duplicates`` further ones. ``leaks``: by pair of splits, rows of the second whose very input stands in the
+    first; ``near_leaks``: further ones whose input does but for trivial changes, or nearly does; ``group_leaks``: rows
+    whose group does.
     ``suspect_inputs`` give the target or an identity away; ``outliers`` are rows far out in length or size.
     """
 
@@ -114,6 +115,11 @@ class Scan:
         known = set(self._keys[first])
         return np.array([found in known for found in self._keys[second]], dtype=bool)
 
+    def _literally(self, first: str, second: str) -> NDArray[np.bool_]:
+        """Return which rows of ``second`` stand in ``first`` as they are."""
+        known = set(self._raw[first])
+        return np.array([found in known for found in self._raw[second]], dtype=bool)
+
     def near(self, first: str, second: str) -> NDArray[np.bool_]:
         """Return which rows of ``second`` nearly stand in ``first``; of one split: nearly stood earlier.
 
@@ -146,10 +152,11 @@ class Scan:
             exact_duplicates=_repeats(self._raw),
             trivial_duplicates=_repeats(self._keys),
             near_duplicates={split: int(self.near(split, split).sum()) for split in SPLITS},
-            leaks={
-                f"{a}-{b}": sum(k in known for k in self._keys[b]) for a, b in PAIRS if (known := set(self._keys[a]))
+            leaks={f"{a}-{b}": int(self._literally(a, b).sum()) for a, b in PAIRS},
+            near_leaks={
+                f"{a}-{b}": int(((self.standing(a, b) & ~self._literally(a, b)) | self.near(a, b)).sum())
+                for a, b in PAIRS
             },
-            near_leaks={f"{a}-{b}": int(self.near(a, b).sum()) for a, b in PAIRS},
             group_leaks=self._group_leaks(),
             conflicting_labels=len(self.conflicting) if kind in ("class", "labels") else 0,
             missing=sum(prepared.missing.values()),

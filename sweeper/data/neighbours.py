@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ _HASH_BITS = 16
 _THUMB = 12
 _TINY, _TINY_CORRELATION = 32, 0.99
 _MAX_PER_BAND = 50  # candidates looked at per row and band: texts of one template fill whole buckets
+_BLOCK = 512  # images compared with all others at once
 _FLAT = 2.0  # deviation of grey values below which a thumbnail has nothing to correlate
 
 _PUNCTUATION = re.compile(r"(?<=\d)[.,](?=\d)|(?<![\w.])-(?=\d)|[^\w\s]|_")
@@ -82,8 +83,12 @@ class Texts:
     def __len__(self) -> int:
         return len(self.shingles)
 
-    def near(self, others: Texts, row: int, other: int) -> bool:
-        """Whether a text is near one of ``others``."""
+    def matches(self, others: Texts) -> Iterator[list[int]]:
+        """Yield, for each text, the rows of ``others`` that are near it, itself included."""
+        for row, candidates in enumerate(self.candidates(others)):
+            yield [other for other in candidates if self._is_near(others, row, other)]
+
+    def _is_near(self, others: Texts, row: int, other: int) -> bool:
         a, b = self.shingles[row], others.shingles[other]
         if min(len(a), len(b)) < JACCARD * max(len(a), len(b)):
             return False
@@ -139,17 +144,28 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.bits)
 
-    def near(self, others: Pictures, row: int, other: int) -> bool:
-        """Whether an image is near one of ``others``."""
-        a, b = self.grey[row], others.grey[other]
-        if min(a.std(), b.std()) < _FLAT:
-            return float(np.abs(a - b).max()) < _FLAT
-        limit = _TINY_CORRELATION if self.tiny[row] and others.tiny[other] else CORRELATION
-        return float(np.corrcoef(a, b)[0, 1]) >= limit
+    def matches(self, others: Pictures) -> Iterator[list[int]]:
+        """Yield, for each image, the rows of ``others`` that are near it, itself included; 144 products a pair."""
+        mine, theirs = self._patterns(), others._patterns()
+        flat, flat_others = self._is_flat(), others._is_flat()
+        for start in range(0, len(self), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            limits = np.where(self.tiny[block, None] & others.tiny, _TINY_CORRELATION, CORRELATION)
+            alike = mine[block] @ theirs.T >= limits
+            alike &= ~flat[block, None] & ~flat_others
+            alike &= np.bitwise_count(self.bits[block, None] ^ others.bits) <= _HASH_BITS
+            for row, found in enumerate(alike, start):
+                if flat[row]:  # nothing to correlate: near is what is as flat and as bright
+                    found = flat_others & (np.abs(others.grey - self.grey[row]).max(axis=1) < _FLAT)
+                yield np.flatnonzero(found).tolist()
 
-    def candidates(self, others: Pictures) -> list[set[int]]:
-        """Return, for each image, the rows of ``others`` with nearly the same hash."""
-        return [set(np.flatnonzero(np.bitwise_count(others.bits ^ bits) <= _HASH_BITS).tolist()) for bits in self.bits]
+    def _is_flat(self) -> NDArray[np.bool_]:
+        return self.grey.std(axis=1) < _FLAT  # type: ignore[no-any-return]
+
+    def _patterns(self) -> NDArray[np.float32]:
+        """Return thumbnails (N, 144) of mean 0 and length 1: their products are correlations."""
+        centred = self.grey - self.grey.mean(axis=1, keepdims=True)
+        return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)  # type: ignore[no-any-return]
 
 
 def near_rows(first: Any, second: Any, keys_first: Sequence[int], keys_second: Sequence[int]) -> NDArray[np.bool_]:
@@ -160,13 +176,9 @@ def near_rows(first: Any, second: Any, keys_first: Sequence[int], keys_second: S
     same = first is second
     known = set() if same else set(keys_first)
     found = np.zeros(len(second), dtype=bool)
-    for row, candidates in enumerate(second.candidates(first)):
+    for row, others in enumerate(second.matches(first)):
         if keys_second[row] not in known:
-            found[row] = any(
-                keys_first[other] != keys_second[row] and second.near(first, row, other)
-                for other in candidates
-                if not same or other < row
-            )
+            found[row] = any(keys_first[other] != keys_second[row] for other in others if not same or other < row)
         if same:
             known.add(keys_second[row])
     return found
