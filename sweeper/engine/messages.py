@@ -61,12 +61,16 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """Reply to `Test`: the metrics on the test split, and for one run of a model what using it costs."""
+    """Reply to `Test`: the metrics on the test split.
+
+    Of one run a model also what using it costs, and as ``baseline`` what the task's trivial answer scores, by metric.
+    """
 
     metrics: Mapping[str, float]
     num_examples: int
     elapsed_seconds: float
     cost: Mapping[str, Any] = field(default_factory=dict)
+    baseline: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,9 @@ class TrainingWorker:
             num_examples=len(predictions.targets),
             elapsed_seconds=elapsed,
             cost=inference_cost(model, weights, self._task, examples, self._config.options) if first else {},
+            baseline=self._task.baseline(self._split(trial.model, "train", None).targets, examples.targets)
+            if first
+            else {},
         )
 
     def _leave(self, *, snapshot: bool) -> None:

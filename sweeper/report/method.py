@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeper.report.source import Source, majority_baseline
+from sweeper.report.source import Source, trivial_baseline
 from sweeper.report.words import count
 
 _STOPPING = {
@@ -23,10 +23,9 @@ def method(source: Source) -> list[Paragraph]:
     if source.imported:
         return _imported_method(source)
     lines = [("Search", _search(source)), ("Confirmation", _confirmation(source)), ("Data", _data(source))]
-    baseline = majority_baseline(source)
-    if baseline is not None:
-        text = f"Trivial baseline: always answering {baseline[0]!r} is right on {baseline[1]:.4f} of the test split."
-        lines.append(("Baseline", text))
+    baseline = trivial_baseline(source)
+    if baseline:
+        lines.append(("Baseline", f"{baseline} on the test split."))
     lines += [
         ("Statistics", _statistics(source)),
         ("Checkpoints", _checkpoints(source)),

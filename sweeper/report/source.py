@@ -112,11 +112,18 @@ def read_source(root: Path) -> Source:
     )
 
 
-def majority_baseline(source: Source) -> tuple[str, float] | None:
-    """Return the most frequent training class and its share of the test split: what a constant guess scores."""
-    counts = source.manifest.data["counts"]
-    if not counts.get("train") or "" in counts["train"]:  # numbers and texts have no classes
-        return None
-    label = max(counts["train"], key=counts["train"].get)
-    total = sum(counts["test"].values())
-    return (label, counts["test"][label] / total) if total else None
+def trivial_baseline(source: Source) -> str:
+    """Say what the trivial answer scores on the test split: majority class, mean, or mean box; empty where unknown."""
+    scores, counts = source.manifest.data.get("trivial", {}), source.manifest.data["counts"]
+    metric = source.objective.metric
+    classes = counts.get("train", {})
+    answer = "the trivial answer, learnt from the training targets alone,"
+    if classes and "" not in classes:  # numbers, texts and boxes have no classes
+        answer = f"always answering {max(classes, key=classes.get)!r}"
+    if scores:
+        named = {name: scores[name] for name in (metric, *sorted(scores)) if name in scores}
+        return f"Trivial baseline: {answer} scores " + ", ".join(f"{k} {v:.4f}" for k, v in list(named.items())[:4])
+    total = sum(counts.get("test", {}).values())
+    if classes and "" not in classes and total:
+        return f"Trivial baseline: {answer} is right on {counts['test'][max(classes, key=classes.get)] / total:.4f}"
+    return ""

@@ -24,7 +24,7 @@ class Manifest:
     versions:
         Of sweeper, Python and the packages that compute.
     data:
-        Fingerprint, class counts and notes of the prepared splits.
+        Fingerprint, class counts and notes of the prepared splits; ``trivial`` scores of the test split, once known.
     test_openings:
         One entry per opening of the test split: when, why, how many runs.
     accepted_changes:

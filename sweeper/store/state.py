@@ -18,13 +18,17 @@ from sweeper.store.ledger import Event
 
 @dataclass(frozen=True)
 class TestResult:
-    """A confirmation run's score on the test split; ``cost`` is what using it costs, measured for one run a model."""
+    """A confirmation run's score on the test split.
+
+    ``cost`` is what using it costs, ``baseline`` what the trivial answer scores: both of one run a model.
+    """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
     metrics: Mapping[str, float]
     num_examples: int
     elapsed_seconds: float
     cost: Mapping[str, Any] = field(default_factory=dict)
+    baseline: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -369,6 +369,7 @@ class TestConductor(_Conductor):
                 num_examples=outcome.num_examples,
                 elapsed_seconds=outcome.elapsed_seconds,
                 **({"cost": dict(outcome.cost)} if outcome.cost else {}),
+                **({"baseline": dict(outcome.baseline)} if outcome.baseline else {}),
             )
         else:
             assert isinstance(outcome, Failed), f"testing answered {outcome!r}"

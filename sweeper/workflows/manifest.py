@@ -93,11 +93,13 @@ def record_openings(study: Study, state: StudyState) -> None:
 
 
 def record_costs(study: Study, state: StudyState) -> None:
-    """Copy what using each confirmed model costs from the ledger into the manifest."""
+    """Copy what using each confirmed model costs, and what the trivial answer scores, into the manifest."""
     costs = {state.trials[run].spec.model: dict(result.cost) for run, result in state.tested.items() if result.cost}
     manifest = read_manifest(study.paths)
-    if costs != manifest.costs:
+    trivial = next((dict(result.baseline) for result in state.tested.values() if result.baseline), {})
+    if costs != manifest.costs or trivial != manifest.data.get("trivial", {}):
         manifest.costs = costs
+        manifest.data = {**manifest.data, "trivial": trivial}
         write_manifest(study.paths, manifest)
 
 
