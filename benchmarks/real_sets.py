@@ -143,7 +143,7 @@ SETS = {
     "sms": RealSet(
         task={
             "type": "text-classification",
-            "data": {"train": "sms_spam/messages.csv"},
+            "data": {"train": "sms_spam/messages.csv", "max_train_examples": 1200},
             "columns": {"input": "message", "target": "label"},
             "metric": {"name": "macro_f1"},
             "max_length": 48,
@@ -153,7 +153,7 @@ SETS = {
     "wine": RealSet(
         task={
             "type": "regression",
-            "data": {"train": "wine_quality_white/wine.csv"},
+            "data": {"train": "wine_quality_white/wine.csv", "max_train_examples": 1200},
             "columns": {
                 "input": [
                     "alcohol",
@@ -195,10 +195,10 @@ SETS = {
                 "train": "gsm8k/train.jsonl",
                 "validation": 0.05,
                 "test": "gsm8k/test.jsonl",
-                "max_train_examples": 1500,
+                "max_train_examples": 500,
             },
             "columns": {"input": "question", "target": "answer"},
-            "max_length": 192,
+            "max_length": 160,
         },
         models=decoders,
         steps=200,
@@ -220,7 +220,7 @@ SETS = {
         },
         models=detectors,
         steps=700,
-        epochs=8,
+        epochs=6,
     ),
 }
 
@@ -253,12 +253,12 @@ def names_of(chosen: RealSet) -> list[str]:
     )
 
 
-def make_models(home: Path, study: Path, chosen: RealSet) -> None:
+def make_models(home: Path, study: Path, chosen: RealSet, steps: int | None) -> None:
     """Pretrain the two models on the study's own training inputs, which are prepared as the study prepares them."""
     spec = load_study(study)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(spec.task, seed=spec.seed, folder=Path(folder), **needs(spec.task))
-        chosen.models(home, data.train(), chosen.steps)
+        chosen.models(home, data.train(), steps or chosen.steps)
 
 
 def run(name: str, chosen: RealSet, options: argparse.Namespace) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def run(name: str, chosen: RealSet, options: argparse.Namespace) -> dict[str, An
     study = home / "study.yaml"
     study.write_text(study_text(name, chosen, options.data.resolve(), models, options))
     if not (home / models[-1] / "model.safetensors").is_file():
-        make_models(home, study, chosen)
+        make_models(home, study, chosen, options.steps)
     if options.prepare:
         return {}
     began = time.perf_counter()
@@ -314,6 +314,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="of pretraining; its own number for each set when left out")
     parser.add_argument("--prepare", action="store_true", help="make the models and stop")
     parser.add_argument("--output", type=Path, default=Path("results/real_sets"))
     parser.add_argument("--json", type=Path)

@@ -108,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "checkpoints")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--only", choices=["yolos", "detr"], help="pretrain one of them")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -120,6 +121,8 @@ def main() -> None:
     }
     processors = {"yolos": YolosImageProcessor(**options), "detr": DetrImageProcessor(**options)}
     for name, model in make_models().items():
+        if arguments.only not in (None, name):
+            continue
         began = time.perf_counter()
         loss = pretrain(model, arguments.steps, seed=0)
         model.save_pretrained(arguments.output / name)
