@@ -50,7 +50,8 @@ class Conductor:
 
     stopping = False
 
-    def __init__(self, *params, on_report=lambda report: None):
+    def __init__(self, *params, on_report=lambda report: None, attempt=0):
+        self.attempt = attempt
         self.waiting = [
             TrialSpec(trial_id=f"t{i:03d}", number=i, model="m", params=p, seed=0, max_epochs=EPOCHS)
             for i, p in enumerate(params)
@@ -66,7 +67,7 @@ class Conductor:
             return "wait" if self.running else "done"
         trial = self.waiting.pop(0)
         self.running.add(trial.trial_id)
-        return Assignment(trial)
+        return Assignment(trial, self.attempt)
 
     def lost(self, assignment):
         if assignment.trial.trial_id in self.running:

@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,6 +56,21 @@ class SweeperError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code = 1
+
+
+_OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENXIO}
+
+
+_CODE = re.compile(r"(?:\[Errno|\[errno|\(os error) (\d+)[\])]")
+"""How `shutil.Error`, Arrow and safetensors, which is written in Rust, say it in their texts."""
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether a disk or store is to blame, full, broken, read-only or gone, and no trial and no input is."""
+    codes = {int(code) for code in _CODE.findall(str(error))}
+    if isinstance(error, OSError) and error.errno is not None:
+        codes.add(error.errno)
+    return bool(codes & _OF_STORAGE)
 
 
 class InputError(SweeperError):

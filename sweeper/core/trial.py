@@ -115,7 +115,8 @@ class TrialRecord:
 
     ``value`` is the validation metric of the best epoch and stays None unless the state is COMPLETE.
     ``device_seconds`` is ``elapsed_seconds`` times the lane's workers. Times are UTC seconds since the epoch.
-    ``effective`` holds the settings read back from the live optimizer, loader and model.
+    ``num_retries`` counts the times that it was begun again, whatever for; ``num_deaths`` the lanes that died under it
+    since its last new epoch. ``effective`` holds the settings read back from the live optimizer, loader and model.
     """
 
     spec: TrialSpec
@@ -129,5 +130,6 @@ class TrialRecord:
     finished_at: float | None = None
     node: str = ""
     num_retries: int = 0
+    num_deaths: int = 0
     reason: str = ""
     effective: Mapping[str, Any] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 import ray
 from ray import cloudpickle
 
-from sweeper.core.errors import InfeasibleError, RunFailedError, TrialError
+from sweeper.core.errors import InfeasibleError, RunFailedError, TrialError, is_of_storage
 from sweeper.core.trial import TrialState
 from sweeper.engine import environment
 from sweeper.engine.exchange import find_exchange, start_exchange
@@ -94,7 +94,8 @@ def _guarded(worker: LaneWorker, command: Command, world_size: int) -> Reply:
         return _failed(error, state, "")
     except Exception as error:
         # Several workers: the others may wait in a collective that this one will never enter.
-        return _failed(error, TrialState.FAIL, traceback.format_exc(), lane_is_sound=world_size == 1)
+        failed = _failed(error, TrialState.FAIL, traceback.format_exc(), lane_is_sound=world_size == 1)
+        return replace(failed, is_of_storage=is_of_storage(error))
 
 
 def _failed(error: Exception, state: TrialState, trace: str, *, lane_is_sound: bool = True) -> Failed:

@@ -80,12 +80,16 @@ class Left:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The trial cannot go on; the lane can. ``reason`` is one line, ``trace`` the stack where it is of use."""
+    """The trial cannot go on; the lane can. ``reason`` is one line, ``trace`` the stack where it is of use.
+
+    ``is_of_storage``: the trial is not to blame, a disk or store is; it stays unfinished and the run stops.
+    """
 
     state: TrialState
     reason: str
     trace: str = ""
     lane_is_sound: bool = True
+    is_of_storage: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,24 @@ Reply: TypeAlias = Started | Measured | Tested | Left | Failed | Dead
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a Tune trial is given: a segment to train, or a confirmation run to test."""
+    """What a Tune trial is given: a segment to train, or a confirmation run to test.
+
+    Parameters
+    ----------
+    attempt:
+        Names the segment: one more than the last, whatever ended that one.
+    deaths:
+        Lanes that died under this trial since its last new epoch, in earlier sessions too.
+    epochs:
+        Those measured so far.
+    """
 
     trial: TrialSpec
     attempt: int = 0
     is_test: bool = False
     snapshot_at: tuple[int, ...] = ()
+    deaths: int = 0
+    epochs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,7 @@ class LaneTrainable(tune.Trainable):
         self._config = new_config
         self._assignment: Assignment = new_config["assignment"]
         self._attempt = self._assignment.attempt
+        self._deaths, self._epochs = self._assignment.deaths, self._assignment.epochs
         return True
 
     def step(self) -> dict[str, Any]:
@@ -102,12 +103,14 @@ class LaneTrainable(tune.Trainable):
                 is_test = self._assignment.is_test
                 reply = self._call(Test(self._assignment.trial) if is_test else NextEpoch())
                 if isinstance(reply, Measured | Tested | Failed):
+                    self._notice_progress(reply)
                     return self._report(retries, started, reply)
             assert isinstance(reply, Dead), f"a lane answered {reply!r} to a command that does not call for it"
             retries.append(reply.reason)
             self._attempt += 1
-            if self._attempt > self._config["max_retries"]:
-                reason = f"the lane died {self._attempt} times under this trial, last: {reply.reason}"
+            self._deaths += 1
+            if self._deaths > self._config["max_retries"]:
+                reason = f"the lane died {self._deaths} times in a row under this trial, last: {reply.reason}"
                 return self._report(retries, started, Failed(state=TrialState.FAIL, reason=reason))
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002 - Tune's signature
@@ -120,6 +123,11 @@ class LaneTrainable(tune.Trainable):
     def cleanup(self) -> None:
         """Save what an interrupted trial has and give the lane back."""
         self._leave(snapshot=True)
+
+    def _notice_progress(self, reply: Measured | Tested | Failed) -> None:
+        """A new epoch shows that the trial is not what kills its lanes."""
+        if isinstance(reply, Measured) and reply.measurement.epoch > self._epochs:
+            self._epochs, self._deaths = reply.measurement.epoch, 0
 
     def _segment(self) -> Segment:
         given = self._assignment
@@ -266,7 +274,7 @@ def run_assignments(
     scratch:
         Folder for Tune's own files.
     max_retries:
-        Lane deaths that one trial survives.
+        Lane deaths in a row, without a new epoch in between, that one trial survives.
     epoch_timeout_seconds:
         A lane silent for longer on one command is ended and started anew.
     on_restart:

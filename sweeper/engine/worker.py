@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import socket
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from sweeper.core.errors import TrialError
+from sweeper.core.errors import TrialError, is_of_storage
 from sweeper.core.trial import Measurement, Segment, TrialKind, TrialSpec
 from sweeper.data.encoded import encoded
 from sweeper.data.prepare import PreparedData, load_prepared
@@ -27,6 +28,8 @@ from sweeper.train.activation_cache import ActivationStore
 from sweeper.train.evaluate import predict
 from sweeper.train.inference import inference_cost
 from sweeper.train.loop import TrainData, TrainingRun, train
+
+logger = logging.getLogger("sweeper")
 
 
 class TrainingWorker:
@@ -153,10 +156,17 @@ class TrainingWorker:
         if _rank() == 0:
             name = f"e{self._run.epoch:05d}-a{self._segment.attempt}"
             folder = self._paths.snapshots(self._trial.trial_id)
-            _replace_folder(folder / name, self._run.save_snapshot)
-            self._storage.publish(folder / name)
-            for older in self._storage.names(folder)[:-1]:
-                self._storage.remove(folder / older)
+            try:
+                _replace_folder(folder / name, self._run.save_snapshot)
+                self._storage.publish(folder / name)
+                for older in self._storage.names(folder)[:-1]:
+                    self._storage.remove(folder / older)
+            except Exception as error:
+                if not is_of_storage(error):
+                    raise
+                # A trial without a snapshot starts again from its seed, which gives the same. What must be written, the
+                # ledger and a confirmed run's weights, says by itself when it cannot be.
+                logger.warning("no snapshot of %s after epoch %d: %s", self._trial.trial_id, self._run.epoch, error)
         self._saved_at = time.monotonic()
 
     def _last_snapshot(self, trial: TrialSpec) -> Path | None:
@@ -217,7 +227,11 @@ def _replace_folder(folder: Path, write: Any) -> None:
     """Let ``write`` fill a folder under a temporary name, then move it into place."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

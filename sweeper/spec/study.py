@@ -204,7 +204,7 @@ class TrainingSpec(_Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="most examples a worker holds at once; gradients accumulate up to batch_size"
     )
-    max_trial_retries: int = Field(2, ge=0, description="lane deaths that a trial survives")
+    max_trial_retries: int = Field(2, ge=0, description="lane deaths without a new epoch that a trial survives")
     epoch_timeout_seconds: float = Field(3600, gt=0, description="a lane silent for longer is restarted")
     snapshot_seconds: float = Field(60, ge=0, description="a trial's state is saved at most this often, at epoch ends")
 

@@ -151,7 +151,7 @@ class StudyState:
         del payload["attempt"]
         measurement = Measurement(**payload)
         record = self.trials[trial_id]
-        self._update(record, measurements=(*record.measurements, measurement))
+        self._update(record, measurements=(*record.measurements, measurement), num_deaths=0)
         self.course.append((trial_id, measurement))
 
     def _on_trial_paused(self, event: Event) -> None:
@@ -166,7 +166,8 @@ class StudyState:
 
     def _on_retry(self, event: Event) -> None:
         record = self.trials[event.payload["trial_id"]]
-        self._update(record, num_retries=max(record.num_retries, event.payload["attempt"]))
+        attempts = max(record.num_retries, event.payload["attempt"])
+        self._update(record, num_retries=attempts, num_deaths=record.num_deaths + 1)
 
     def _on_trial_ended(self, event: Event) -> None:
         payload = event.payload

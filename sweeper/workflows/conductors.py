@@ -51,11 +51,23 @@ class _Conductor:
         """Ask an assignment again that had not ended."""
         trial_id = assignment.trial.trial_id
         if self._running.pop(trial_id, None) is not None:
-            self._again.append(replace(assignment, attempt=assignment.attempt + 1))
+            self._again.append(self._assign(assignment.trial, assignment))
+
+    def _assign(self, trial: TrialSpec, like: Assignment | None = None, attempt: int = 0) -> Assignment:
+        """Return an assignment that knows the trial's past; ``like``: one more attempt at that one.
+
+        Only lanes that died under the trial count against it, never the end of a session: a driver that is killed again
+        and again uses up no trial's retries.
+        """
+        record = self._book.state.trials[trial.trial_id]
+        given = Assignment(trial, attempt) if like is None else replace(like, attempt=like.attempt + 1)
+        return replace(given, deaths=record.num_deaths, epochs=len(record.measurements))
 
     def take(self, report: StepReport) -> bool:
         """Record a report; True when its trial leaves the lane, ended or paused."""
         trial = self._running[report.trial_id].trial
+        if isinstance(report.outcome, Failed) and report.outcome.is_of_storage:
+            raise RunFailedError(f"{report.outcome.reason}; what is done is kept: mend the storage, then resume")
         for reason in report.retries:
             self._book.write("retry", trial_id=trial.trial_id, attempt=report.attempt, reason=reason)
         if report.started is not None:
@@ -181,7 +193,8 @@ class SearchConductor(_Conductor):
 
     def _assignment(self, trial: TrialSpec, attempt: int = 0) -> Assignment:
         stopping = self._stoppings[trial.model]
-        return Assignment(trial, attempt, snapshot_at=stopping.rungs if stopping.pauses else ())
+        given = self._assign(trial, attempt=attempt)
+        return replace(given, snapshot_at=stopping.rungs) if stopping.pauses else given
 
     def _new(self) -> Assignment | None:
         """Let a paused trial go on that has earned it; else ask the model with the fewest trials so far.
@@ -344,9 +357,9 @@ class ConfirmConductor(_Conductor):
             record = book.state.trials.get(trial.trial_id)
             if record is None:
                 book.asked(trial, {})
-                self._again.append(Assignment(trial))
+                self._again.append(self._assign(trial))
             elif not record.state.is_final:
-                self._again.append(Assignment(record.spec, record.num_retries + 1))
+                self._again.append(self._assign(record.spec, attempt=record.num_retries + 1))
 
 
 class TestConductor(_Conductor):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sweeper.core.errors import RunFailedError, StopRequested
+from sweeper.core.errors import RunFailedError, StopRequested, is_of_storage
 from sweeper.core.trial import TrialSpec, TrialState
 from sweeper.engine.cluster import capacity, connection, lane_count, worker_resources
 from sweeper.engine.lanes import Lanes, LaneShape
@@ -35,9 +33,6 @@ from sweeper.workflows.tracking import Tracking, publish_tracked
 
 logger = logging.getLogger("sweeper")
 
-_OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENXIO}
-
-
 UPSCALING_SECONDS = 1800.0  # a cloud's first node: minutes to start, and as many to pull the image
 
 
@@ -49,11 +44,11 @@ def storage_failures(root: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _OF_STORAGE:
+    except Exception as error:
+        if not is_of_storage(error):
             raise
-        place = error.filename or root
-        why = error.strerror or os.strerror(error.errno)
+        place = getattr(error, "filename", None) or root
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise RunFailedError(f"{place}: {why}; what is done is kept: mend the storage, then resume {root}") from error
 
 

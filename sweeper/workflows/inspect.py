@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from sweeper.store.logs import log_of
 from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
+from sweeper.store.temporary import temporary_folder
 from sweeper.tasks.registry import needs
 from sweeper.train.loop import TrainData, train
 from sweeper.train.options import TrainOptions
@@ -32,9 +32,9 @@ PROBE_EPOCHS = 2  # the first one is slower: caches and allocators warm up
 
 def check_data(spec: StudySpec) -> DataReport:
     """Check a study's data; nothing is written."""
-    with tempfile.TemporaryDirectory(prefix="sweeper-") as folder:
+    with temporary_folder() as folder:
         wanted = needs(spec.task)
-        return check(prepare(spec.task, seed=spec.seed, folder=Path(folder), drop_missing=True, **wanted))
+        return check(prepare(spec.task, seed=spec.seed, folder=folder, drop_missing=True, **wanted))
 
 
 def fix_data(spec: StudySpec) -> tuple[DataReport, list[Path]]:
@@ -45,9 +45,9 @@ def fix_data(spec: StudySpec) -> tuple[DataReport, list[Path]]:
     InputError
         When the data are no local files, or a cleaned copy stands there already.
     """
-    with tempfile.TemporaryDirectory(prefix="sweeper-") as folder:
+    with temporary_folder() as folder:
         wanted = needs(spec.task)
-        prepared = prepare(spec.task, seed=spec.seed, folder=Path(folder), drop_missing=True, **wanted)
+        prepared = prepare(spec.task, seed=spec.seed, folder=folder, drop_missing=True, **wanted)
         scan = Scan(prepared)
         return scan.report(), clean(spec.task, scan)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from sweeper.plan.plan import StudyPlan, make_plan
 from sweeper.spec.space import load_space, preset_path
 from sweeper.spec.study import ModelSpec, StudySpec
 from sweeper.store.paths import ResultPaths
+from sweeper.store.temporary import temporary_folder
 from sweeper.tasks.base import Task
 from sweeper.tasks.labelled import not_applicable
 from sweeper.tasks.registry import make_task, needs
@@ -107,8 +107,8 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
 @contextmanager
 def provisional(spec: StudySpec, in_memory: Mapping[str, Any] | None = None) -> Iterator[Study]:
     """Assemble a study in a temporary folder: wrong input leaves nothing behind, `settle` keeps the rest."""
-    with tempfile.TemporaryDirectory(prefix="sweeper-") as folder:
-        yield assemble(spec, Path(folder) / "data", in_memory)
+    with temporary_folder() as folder:
+        yield assemble(spec, folder / "data", in_memory)
 
 
 def settle(study: Study) -> Study:
