@@ -2,7 +2,7 @@
 
     python benchmarks/recorded_space.py --seeds 20 --json OUT
 
-The space is that of `examples/docstrings`; `record_space.py` trained two small encoders to the end at the default and
+The space is that of `examples/quickstart`; `record_space.py` trained two small encoders to the end at the default and
 at random configurations of it. What lies between the recorded ones is predicted by extremely randomised trees (Geurts
 et al. 2006), the logit of the metric after each epoch at once: the nearest recorded configuration would be one of few
 in so many dimensions, and a smooth surrogate would favour searchers that assume smoothness. ``fit`` in the report says
@@ -44,7 +44,7 @@ from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import stages
 
 NUM_TREES, LEAF, NUM_DRAWS = 100, 2, 20_000
-NUM_BLOCKS = {"bert": 2, "distilbert": 3}
+NUM_BLOCKS = {"resnet": 4, "vit": 3}
 METHODS = "random,tpe,random_asha,ray,sweeper"
 LEAST = 0.005  # of the metric, so that its logit is finite
 

@@ -40,6 +40,7 @@ MAX_EPOCHS_SEEN = 5  # epochs of one trial that are looked at
 EXPLORATION = 0.05  # share of suggestions that are random whatever the process believes
 NUM_RANDOM, NUM_NEAR, NUM_CENTRES = 600, 64, 8
 NUM_BEST, NUM_MOVED, WIDTHS = 8, 16, (0.1, 0.03)  # the best candidates are moved, by at most these shares of a range
+LARGEST = 1e100  # of a loss
 WORST = -3.0  # in units of (90% quantile - median)
 LEAST_CHANCE = 1e-3
 
@@ -60,6 +61,11 @@ class Observed:
     def end(self) -> int:
         """The last epoch that was measured."""
         return max(self.losses)
+
+    @cached_property
+    def bounded(self) -> dict[int, float]:
+        """The losses, none so large that differences overflow."""
+        return {epoch: min(max(loss, -LARGEST), LARGEST) for epoch, loss in self.losses.items()}
 
 
 @dataclass(frozen=True)
@@ -176,12 +182,12 @@ class _Scores:
 def _scores(encoder: Encoder, observed: Sequence[Observed], max_epochs: int) -> _Scores:
     ends = {index: trial.end for index, trial in enumerate(observed) if not trial.failed}
     epochs = _epochs_looked_at(list(ends.values()), max_epochs)
-    course = _mean_course([observed[index].losses for index in ends], epochs)
+    course = _mean_course([observed[index].bounded for index in ends], epochs)
     different = sorted({*epochs, *ends.values()})
     usual = dict(zip(different, np.interp(np.log(different), np.log(epochs), course).tolist(), strict=True))
     rows: list[tuple[int, int, float]] = []  # trial, epoch, score
     for index, end in ends.items():
-        losses = observed[index].losses
+        losses = observed[index].bounded
         reached = [epoch for epoch in epochs if epoch in losses]
         reached += [] if end in epochs else [end]
         rows += [(index, epoch, usual[epoch] - losses[epoch]) for epoch in reached]

@@ -72,7 +72,10 @@ def test_it_keeps_away_from_where_trials_fail_and_reads_no_score_from_them():
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.booleans(), st.dictionaries(st.integers(1, 4), st.floats(-1e30, 1e30), min_size=1)),
+        st.tuples(
+            st.booleans(),
+            st.dictionaries(st.integers(1, 4), st.floats(allow_nan=False, allow_infinity=False), min_size=1),
+        ),
         min_size=4,
         max_size=12,
     ),
