@@ -144,7 +144,11 @@ class SchedulerSpec(_Section):
     )
     reduction_factor: int = Field(3, ge=2, description="one trial in this many passes each rung")
     grace_fraction: float = Field(
-        0.25, gt=0, le=1, description="share of max_epochs before the first rung (METHODS: not under a quarter)"
+        0.15,
+        gt=0,
+        le=1,
+        description="share of max_epochs before the first rung, rounded up to whole epochs; none is judged before its "
+        "warm-up and its last unfreezing lie behind",
     )
 
 
