@@ -200,11 +200,17 @@ def export(
 
 @app.command(name="import")
 def import_(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="table, Optuna storage or Ray Tune folder")],
+    source: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="table, Optuna storage or Ray Tune folder; several: a file a model"),
+    ],
     kind: Annotated[str, typer.Option("--as", help="optuna | wandb | ray | csv | parquet | jsonl")],
     output: Annotated[Path, typer.Option("--output", "-o", help="a new or empty folder")],
     mapping: Annotated[
         list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="such as value=val_f1; may be repeated")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only these rows; may be repeated")
     ] = None,
     goal: Annotated[str | None, typer.Option(help="maximize | minimize; left out: from the metric's name")] = None,
     as_json: AsJson = False,
@@ -214,7 +220,7 @@ def import_(
 
     if goal not in (None, "maximize", "minimize"):
         raise InputError(Problem("--goal", "must be maximize or minimize", str(goal), "choose one of them"))
-    done = import_results(source, kind, output, mapping or (), cast("Goal | None", goal))
+    done = import_results(source, kind, output, mapping or (), cast("Goal | None", goal), where or ())
     for note in done.notes:
         logging.getLogger("sweeper").warning(note)
     board = json.loads((output / "report" / "leaderboard.json").read_text())

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Goal
+from sweeper.workflows.import_shapes import (
+    LESS,
+    MORE,
+    PLAIN,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    models_in_names,
+    plain,
+    reshaped,
+    tall,
+    words,
+)
 from sweeper.workflows.import_sources import PARAMS, RawTable
+from sweeper.workflows.import_tables import FAILED
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "model": (
         *("model", "model_name", "architecture", "arch", "backbone", "network", "algorithm", "algo", "estimator"),
-        *("classifier", "checkpoint", "pretrained_model", "model_name_or_path"),
+        *("classifier", "checkpoint", "pretrained_model", "model_name_or_path", "encoder", "system", "base_model"),
+        *("model_id", "model_type", "pretrained", "language_model", "learner", "net", "method", "approach"),
     ),
     "trial_id": ("trial_id", "trial", "run_id", "run", "config_id", "trial_number", "number", "id"),
     "epoch": ("epoch", "epochs", "num_epochs", "training_iteration"),
@@ -38,31 +52,23 @@ _ALIASES = {
     **dict.fromkeys(("duration", "seconds"), "elapsed_seconds"),
     "learning_curve": "curve",
 }
-_VALIDATION = {"val", "valid", "validation", "eval", "dev"}
-_TEST = {"test", "holdout", "heldout"}
-_PLAIN = ("value", "score", "objective", "objective_value", "metric")
-_LESS = {"loss", "error", "err", "rmse", "mse", "mae", "nll", "perplexity", "ppl", "wer", "cer", "regret"}
-_MORE = {
-    "accuracy",
-    "acc",
-    "f1",
-    "auc",
-    "auroc",
-    "ap",
-    "map",
-    "bleu",
-    "rouge",
-    "mcc",
-    "r2",
-    "precision",
-    "recall",
-    "iou",
-}
+_UNSAID = {"metrics", "results", "best", "final", "mean", "avg", "average", "max", "min", "last", "summary"}
+_DATA = ("dataset", "dataset_name", "data_set", "task", "task_name", "corpus", "benchmark")
+_MOST_MODELS = 20
 _PREFIXES = (PARAMS, "params_", "param.", "param_", "config.", "config/", "hparams.", "hyperparameters.", "hp_")
 _OWN = {
     *("created", "user", "tags", "sweep", "notes", "hostname", "timestamp", "date", "datetime", "datetime_start"),
     *("datetime_complete", "name", "commit", "gpu", "node", "study_name", "experiment", "index", "number"),
-    *("intermediate_values", "device_seconds", "started_at", "finished_at", "updated", "end_time", "start_time"),
+    *(
+        "source_file",
+        "intermediate_values",
+        "device_seconds",
+        "started_at",
+        "finished_at",
+        "updated",
+        "end_time",
+        "start_time",
+    ),
 }
 
 
@@ -99,11 +105,48 @@ def find_columns(raw: RawTable, mapping: Sequence[str], goal: Goal | None, place
     if finder.problems:
         raise InputError(finder.problems)
     metric = asked.get("metric") or _metric(fields["value"])
-    notes = list(raw.notes)
+    notes = [*raw.notes, *finder.notes]
     direction = goal or raw.goal or _direction(metric) or _direction(fields["value"])
     if direction is None:
         notes.append(f"Whether more or less {metric} is better was not said: more was taken; --goal minimize for less.")
     return Columns(fields, finder.params(fields), metric, direction or "maximize", tuple(notes))
+
+
+def one_row_a_trial(raw: RawTable, mapping: Sequence[str]) -> list[str]:
+    """Bring ``raw`` into one row a trial where it has a row a split, a row a metric or a column a model.
+
+    Returns
+    -------
+    list of str
+        The mapping, renamed where columns were.
+    """
+    asked = dict(item.split("=", 1) for item in mapping if "=" in item)
+    if not asked.keys() & {"value", "validation", "val", "score", "curve"}:
+        raw.rows, notes = reshaped(raw.rows)
+        raw.notes += notes
+    several = {
+        field: asked[name].split(",")
+        for name, field in (("value", "value"), ("validation", "value"), ("val", "value"), ("test", "test"))
+        if "," in asked.get(name, "") and set(asked[name].split(",")) <= set(raw.columns)
+    }
+    columns = raw.columns
+    if "value" in several:
+        tests = several.get("test", [""] * len(several["value"]))
+        groups = {
+            value: {value: "validation score", **({test: "test score"} if test else {})}
+            for value, test in zip(several["value"], tests, strict=False)
+        }
+        left = [item for item in mapping if item.split("=")[0] not in ("value", "validation", "val", "test", "model")]
+        mapping = [*left, "model=model", "value=validation score", f"test={'test score' if any(tests) else ''}"]
+    else:
+        named = any(
+            plain(name) in _NAMES["model"] or plain(_parameter(name) or "") in _NAMES["model"] for name in columns
+        )
+        groups = {} if named or "model" in asked or "model" in raw.fallback else models_in_names(columns)
+    if groups:
+        raw.rows = tall(raw.rows, groups)
+        raw.notes.append(f"One column a model: {', '.join(groups)}.")
+    return list(mapping)
 
 
 def _asked(mapping: Sequence[str], columns: list[str]) -> tuple[dict[str, str], list[Problem]]:
@@ -133,8 +176,9 @@ class _Finder:
         self._plain: dict[str, str] = {}
         for name in raw.columns:
             if _parameter(name) is None:
-                self._plain.setdefault(_plain(name), name)
+                self._plain.setdefault(plain(name), name)
         self.problems: list[Problem] = []
+        self.notes: list[str] = []
 
     def find(self) -> dict[str, str]:
         fields: dict[str, str | None] = {}
@@ -153,10 +197,20 @@ class _Finder:
             if name == "config" and name not in self._asked and not self._is_config(fields[name]):
                 fields[name] = None
             used |= {column for column in (fields[name],) if column}
+        self._one_data_set({column for column in fields.values() if column})
         for name in ("model", "value"):
             if fields.get(name) is None and not self.problems:
                 self._unclear(name, [], "must have a column")
         return {name: column for name, column in fields.items() if column}
+
+    def _one_data_set(self, used: set[str]) -> None:
+        """Scores of several data sets are no trials of one study."""
+        asked = self._asked.get("params", "").split(",")
+        for name in (self._plain[word] for word in _DATA if word in self._plain):
+            values = sorted({str(row.get(name)) for row in self._raw.rows if row.get(name) is not None})
+            if name not in used and name not in asked and len(values) > 1:
+                remedy = f"take one with --where {name}={values[0]}, or name it in --map params= if it was tuned"
+                self.problems.append(Problem(self._place, f"{name!r} must be one data set", ", ".join(values), remedy))
 
     def params(self, fields: dict[str, str]) -> dict[str, str]:
         """Return the hyperparameters' columns: those with a prefix, else all that are left and tell trials apart."""
@@ -169,11 +223,11 @@ class _Finder:
         return {name: name for name in self._raw.columns if name not in used and self._may_be_param(name)}
 
     def _may_be_param(self, name: str) -> bool:
-        words = set(_plain(name).split("_"))
-        scored = words & (_VALIDATION | _TEST | {"train", "training"}) and words & (_LESS | _MORE | set(_PLAIN))
+        own = set(words(name))
+        scored = own & (VALIDATION | TEST | TRAIN) and own & (LESS | MORE | set(PLAIN))
         values = [row.get(name) for row in self._raw.rows]
         scalar = all(value is None or isinstance(value, str | int | float | bool) for value in values)
-        return scalar and not scored and not name.startswith("_") and _plain(name) not in _OWN
+        return scalar and not scored and not name.startswith("_") and plain(name) not in _OWN
 
     def _given(self, name: str) -> str | None:
         return self._asked[name] or None
@@ -183,47 +237,68 @@ class _Finder:
         if fallback and len({row.get(fallback) for row in self._raw.rows}) > 1:
             return fallback
         present = [self._plain[word] for word in _NAMES["model"] if word in self._plain]
-        params = {_plain(_parameter(name) or ""): name for name in self._raw.columns if _parameter(name)}
+        params = {plain(_parameter(name) or ""): name for name in self._raw.columns if _parameter(name)}
         present = present or [params[word] for word in _NAMES["model"] if word in params]
         if not present and fallback:
             return fallback
-        if len(present) == 1 or (present and _plain(_parameter(present[0]) or present[0]) == "model"):
+        if not present:
+            present = self._groups_of_rows()
+        if len(present) == 1 or (present and plain(_parameter(present[0]) or present[0]) == "model"):
             return present[0]
         self._unclear("model", present, "must be one column" if present else "must have a column")
         return None
 
+    def _groups_of_rows(self) -> list[str]:
+        """Return the text columns whose few values each stand in several rows: one of them may be the model."""
+        found = []
+        for name in self._plain.values():
+            values = [row.get(name) for row in self._raw.rows]
+            counts = Counter(value for value in values if isinstance(value, str))
+            is_text = sum(counts.values()) == len(values) and plain(name) not in _OWN | set(_NAMES["state"])
+            if is_text and 2 <= len(counts) <= _MOST_MODELS and min(counts.values()) > 1:
+                found.append(name)
+        if len(found) == 1:
+            self.notes.append(f"No column is called model: {found[0]!r} was taken, because its values repeat.")
+        return found
+
     def _value(self) -> str | None:
         numeric = [name for name in self._plain.values() if self._is_number(name)]
-        words = {name: set(_plain(name).split("_")) for name in numeric}
-        found = [name for name in numeric if words[name] & _VALIDATION and not words[name] & _TEST]
+        parts = {name: set(words(name)) for name in numeric}
+        found = [name for name in numeric if parts[name] & VALIDATION and not parts[name] & TEST]
         if len(found) > 1:
-            found = [name for name in found if not words[name] & _LESS] or found
+            found = [name for name in found if not parts[name] & LESS] or found
+        if len(found) > 1:  # beside the last epoch's score there may be the best epoch's
+            found = [name for name in found if "best" in parts[name]] or found
         if not found and "value" in self._raw.fallback:
             found = [self._raw.fallback["value"]]
         if not found:
-            found = [self._plain[word] for word in _PLAIN if self._plain.get(word) in numeric][:1]
+            found = [self._plain[word] for word in PLAIN if self._plain.get(word) in numeric][:1]
         if not found:
-            apart = _TEST | {"train", "training"}
-            found = [name for name in numeric if words[name] & (_LESS | _MORE) and not words[name] & apart]
+            apart = TEST | TRAIN
+            found = [name for name in numeric if parts[name] & (LESS | MORE) and not parts[name] & apart]
         if len(found) == 1:
             return found[0]
         self._unclear("value", found, "must be one column of validation scores")
         return None
 
     def _test(self, value: str) -> str | None:
-        words = {name: set(_plain(name).split("_")) for name in self._plain.values() if self._is_number(name)}
-        found = [name for name in words if words[name] & _TEST and name != value]
-        rest = set(_plain(value).split("_")) - _VALIDATION
-        same = [name for name in found if words[name] - _TEST == rest]
-        if len(found) > 1 and len(same) != 1:
-            self._unclear("test", found, "must be one column of test scores")
-            return None
-        return same[0] if same else found[0] if found else None
+        parts = {name: set(words(name)) for name in self._plain.values() if self._is_number(name)}
+        found = [name for name in parts if parts[name] & TEST and name != value]
+        if len(found) > 1:
+            rest = set(words(value)) - VALIDATION
+            same = [name for name in found if parts[name] - TEST == rest]
+            if len(same) != 1:
+                same = [name for name in found if parts[name] - TEST == rest - {"best"}]
+            if len(same) != 1:
+                self._unclear("test", found, "must be one column of test scores")
+                return None
+            found = same
+        return found[0] if found else None
 
     def _is_number(self, column: str) -> bool:
         values = [row.get(column) for row in self._raw.rows]
-        kinds = {type(value) for value in values if value is not None}
-        return bool(kinds) and kinds <= {int, float}
+        present = [v for v in values if v is not None and not (isinstance(v, str) and v.lower() in FAILED)]
+        return bool(present) and {type(value) for value in present} <= {int, float}
 
     def _is_config(self, column: str | None) -> bool:
         values = {row.get(column) for row in self._raw.rows} if column else set()
@@ -231,12 +306,12 @@ class _Finder:
 
     def _unclear(self, name: str, candidates: list[str], rule: str) -> None:
         seen = ", ".join(candidates) if candidates else f"columns {', '.join(self._raw.columns)}"
-        remedy = f"say which with --map {name}=COLUMN" + (f", or --map {name}= for none" if name == "test" else "")
+        remedy = f"say which with --map {name}=COLUMN"
+        if name == "test":
+            remedy += ", or --map test= for none"
+        if name == "model":
+            remedy += ", give a file a model, or a column a model with --map value=COLUMN,COLUMN"
         self.problems.append(Problem(self._place, f"{name} {rule}", seen, remedy))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def _parameter(name: str) -> str | None:
@@ -248,13 +323,13 @@ def _parameter(name: str) -> str | None:
 
 
 def _metric(column: str) -> str:
-    words = [word for word in _plain(column).split("_") if word not in _VALIDATION]
-    name = "_".join("accuracy" if word == "acc" else word for word in words)
-    return name if name and name not in (*_PLAIN, "best") else "score"
+    parts = [word for word in words(column) if word not in VALIDATION | _UNSAID]
+    name = "_".join("accuracy" if word == "acc" else word for word in parts)
+    return name if name and name not in (*PLAIN, "best") else "score"
 
 
 def _direction(name: str) -> Goal | None:
-    words: set[Any] = set(_plain(name).split("_"))
-    if words & _LESS:
+    parts = set(words(name))
+    if parts & LESS:
         return "minimize"
-    return "maximize" if words & _MORE else None
+    return "maximize" if parts & MORE else None

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Goal
+from sweeper.workflows.import_tables import json_rows, read_text, table_rows
+
+FILE = "source file"
+"""Column that holds the file's name where several are read together."""
 
 PARAMS = "params."
 """Prefix of the columns that readers know to be hyperparameters."""
@@ -43,41 +47,66 @@ class RawTable:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
-def read_raw(source: str, kind: str) -> RawTable:
-    """Read ``source`` as ``kind``, one of `FORMATS`.
+def read_raw(sources: Sequence[str], kind: str) -> RawTable:
+    """Read ``sources`` as ``kind``, one of `FORMATS`; several, or a folder of tables, hold a model each.
 
     Raises
     ------
     InputError
-        When it is not there, not of that kind, or holds no trial.
+        When one is not there, not of that kind, or holds no trial.
     """
     if kind not in FORMATS:
         raise InputError(Problem("--as", f"must be one of {', '.join(FORMATS)}", kind, "choose one of them"))
+    paths = [path for source in sources for path in _paths(source, kind)]
+    tables = {path: FORMATS[kind](path) for path in paths}
+    for path, raw in tables.items():
+        if not raw.rows:
+            raise InputError(Problem(str(path), "must hold at least one trial", "none", "name another source"))
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    names = _short_names(paths)
+    rows = [{**row, FILE: names[path]} for path, raw in tables.items() for row in raw.rows]
+    first = next(iter(tables.values()))
+    notes = [*first.notes, f"{len(paths)} files were read together; where no column names the model, the file does."]
+    return RawTable(rows, _sha256(paths), first.goal, {"model": FILE, **first.fallback}, notes)
+
+
+def _paths(source: str, kind: str) -> list[Path]:
+    """Return the files that a source names; Ray's is one folder."""
     path = Path(source.removeprefix("sqlite:///"))
     if "://" in str(source) and not source.startswith("sqlite:///"):
         raise InputError(
             Problem(source, "must be a local file, folder or sqlite:/// URL", source, "copy it here first")
         )
+    if kind != "ray" and path.is_dir():
+        ends = (f".{kind}", f".{kind}.gz", *((".tsv", ".txt", ".md") if kind == "csv" else ()))
+        found = sorted(file for file in path.iterdir() if file.name.lower().endswith(ends))
+        if not found:
+            raise InputError(
+                Problem(source, f"must hold files that end in {ends[0]}", "none", "correct the path or --as")
+            )
+        return found
     if not path.exists() or path.is_dir() != (kind == "ray"):
-        rule = "must be a folder of Ray Tune trials" if kind == "ray" else "must be a file"
-        raise InputError(Problem(source, rule, "a folder" if path.is_dir() else "nothing there", "correct the path"))
-    raw = FORMATS[kind](path)
-    if not raw.rows:
-        raise InputError(Problem(source, "must hold at least one trial", "none", "name another source"))
-    return raw
+        rule = "must be a folder of Ray Tune trials" if kind == "ray" else "must be a file, or a folder of them"
+        raise InputError(Problem(source, rule, "a file" if path.exists() else "nothing there", "correct the path"))
+    return [path]
+
+
+def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return the files' names without what all have in common at their ends; with their folders where they repeat."""
+    names = [path.name.removesuffix(".gz") for path in paths]
+    stems = [name.rsplit(".", 1)[0] for name in names]
+    if len(set(stems)) < len(stems):
+        stems = [f"{path.parent.name}/{stem}" for path, stem in zip(paths, stems, strict=True)]
+    return dict(zip(paths, stems, strict=True))
 
 
 def _csv(path: Path) -> RawTable:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
     try:
-        table = pyarrow.csv.read_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
-        )
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, "a table of comma-separated values", error) from None
-    return _of_table(path, table)
+        rows = table_rows(read_text(path))
+    except (ValueError, csv.Error, OSError, EOFError) as error:
+        raise _damaged(path, "a table of delimited values", error) from None
+    return RawTable(rows, _sha256([path]))
 
 
 def _parquet(path: Path) -> RawTable:
@@ -104,18 +133,12 @@ def _wandb(path: Path) -> RawTable:
 
 
 def _jsonl(path: Path) -> RawTable:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise _damaged(Path(f"{path}:{number}"), "a JSON object a line", error) from None
-        if not isinstance(row, dict):
-            raise _damaged(Path(f"{path}:{number}"), "a JSON object a line", type(row).__name__)
-        rows.append(_flat(row))
-    return RawTable(rows, _sha256([path]))
+    try:
+        text = read_text(path)
+    except (OSError, EOFError) as error:
+        raise _damaged(path, "JSON lines", error) from None
+    rows = json_rows(text, lambda line, rule, error: _damaged(Path(f"{path}:{line}"), rule, error))
+    return RawTable([_flat(row) for row in rows], _sha256([path]))
 
 
 def _optuna(path: Path) -> RawTable:

@@ -23,23 +23,45 @@ from sweeper.report.build import build_report
 from sweeper.store.imported import ImportedConfirmation, ImportedTrial, write_imported
 from sweeper.store.manifest import Manifest, write_manifest
 from sweeper.store.paths import ResultPaths
-from sweeper.workflows.import_columns import Columns, find_columns
+from sweeper.workflows.import_columns import Columns, find_columns, one_row_a_trial
+from sweeper.workflows.import_shapes import keep, words
 from sweeper.workflows.import_sources import RawTable, read_raw
+from sweeper.workflows.import_tables import FAILED, MISSING
 
 Row = dict[str, Any]
 
 _STATES = {
     **dict.fromkeys(
-        ("complete", "completed", "finished", "success", "succeeded", "done", "terminated", "ok"), "COMPLETE"
+        ("complete", "completed", "finished", "success", "succeeded", "done", "terminated", "ok", "true", "valid"),
+        "COMPLETE",
     ),
     **dict.fromkeys(("pruned", "stopped", "early_stopped", "stopped_early"), "PRUNED"),
     **dict.fromkeys(
-        ("fail", "failed", "crashed", "crash", "error", "errored", "killed", "diverged", "preempted"), "FAIL"
+        (
+            "fail",
+            "failed",
+            "crashed",
+            "crash",
+            "error",
+            "errored",
+            "killed",
+            "diverged",
+            "preempted",
+            "timeout",
+            "timed_out",
+            "cancelled",
+            "canceled",
+            "aborted",
+            "nan",
+            "false",
+        ),
+        "FAIL",
     ),
     **dict.fromkeys(("infeasible", "oom", "out_of_memory"), "INFEASIBLE"),
     **dict.fromkeys(("running", "waiting", "pending", "queued", "paused", "starting"), "RUNNING"),
 }
 _CONFIGS = ("tuned", "default")
+_SHARES = {"accuracy", "acc", "f1", "auc", "auroc", "precision", "recall", "error", "em", "iou"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,12 @@ class Import:
 
 
 def import_results(
-    source: str, kind: str, output: Path, mapping: Sequence[str] = (), goal: Goal | None = None
+    source: str | Sequence[str],
+    kind: str,
+    output: Path,
+    mapping: Sequence[str] = (),
+    goal: Goal | None = None,
+    where: Sequence[str] = (),
 ) -> Import:
     """Read trials from ``source`` and write a result folder with its report.
 
@@ -62,7 +89,9 @@ def import_results(
     ----------
     source:
         A table (csv, parquet, jsonl; W&B's csv export), an Optuna storage (journal file, SQLite file or URL), or a
-        folder of Ray Tune trials. A row is a trial, or one epoch of a trial where an epoch and a trial are mapped.
+        folder of Ray Tune trials; several of them, or a folder of tables, for a file a model. A row is a trial, one
+        epoch of a trial where an epoch and a trial are mapped, one split or one metric of a trial; or there is a column
+        a model.
     kind:
         ``optuna``, ``wandb``, ``ray``, ``csv``, ``parquet`` or ``jsonl``.
     output:
@@ -71,6 +100,8 @@ def import_results(
         ``FIELD=COLUMN`` each, see `find_columns`; the rest is guessed from common names.
     goal:
         Direction of the validation score; None: from the source or the metric's name.
+    where:
+        ``COLUMN=VALUE`` each: only rows in which all hold.
 
     Raises
     ------
@@ -79,14 +110,18 @@ def import_results(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(Problem(str(output), "must be a new or empty folder", "it holds files", "name another folder"))
-    raw = read_raw(source, kind)
-    columns = find_columns(raw, mapping, goal, source)
-    builder = _Builder(raw, columns, source)
+    sources = [source] if isinstance(source, str) else list(source)
+    place = sources[0] if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"
+    raw = read_raw(sources, kind)
+    raw.rows = keep(raw.rows, where, place)
+    mapping = one_row_a_trial(raw, mapping)
+    columns = find_columns(raw, mapping, goal, place)
+    builder = _Builder(raw, columns, place)
     trials, confirmations = builder.build()
     paths = ResultPaths(output)
     output.mkdir(parents=True, exist_ok=True)
     write_imported(paths, columns.metric, trials, confirmations)
-    manifest = _manifest(source, kind, raw, columns, trials, confirmations, builder.notes)
+    manifest = _manifest(", ".join(sources), kind, raw, columns, trials, confirmations, builder.notes)
     manifest.name = output.resolve().name
     write_manifest(paths, manifest)
     build_report(output)
@@ -121,6 +156,7 @@ class _Builder:
                 used.add(trial.trial_id)
                 numbers[model] = trial.number + 1
                 searched.append(trial)
+        self._same_unit(searched)
         if not searched and not self._problems:
             self._problem("must hold at least one trial that has ended", "none", "name another source")
         if self._problems:
@@ -128,6 +164,25 @@ class _Builder:
         if unfinished:
             self.notes.append(f"{unfinished} trial(s) that had not ended were left out.")
         return searched, confirmed
+
+    def _same_unit(self, trials: list[ImportedTrial]) -> None:
+        """Refuse fractions of one model beside percentages of another: they cannot be told from real differences."""
+        if not set(words(self._columns.metric)) & _SHARES:
+            return
+        best: dict[str, float] = {}
+        for trial in trials:
+            if trial.value is not None:
+                best[trial.model] = max(best.get(trial.model, 0.0), trial.value)
+        shares = [model for model, value in best.items() if value <= 1]
+        if shares and len(shares) < len(best):
+            rule = f"{self._columns.metric} must be in one unit, fractions or percentages"
+            self._problem(rule, f"fractions for {', '.join(shares)} only", "convert one of them in the source")
+        tests = [trial.test for trial in trials if trial.test is not None]
+        if tests and best and (max(tests) <= 1) != (max(best.values()) <= 1) and max(*tests, *best.values()) > 2:
+            rule = "validation and test scores must be in one unit, fractions or percentages"
+            self._problem(
+                rule, f"at best {max(best.values()):g} and {max(tests):g}", "convert one of them in the source"
+            )
 
     def _groups(self) -> dict[tuple[str, str, str], list[Row]]:
         """Rows by configuration, model and trial: several rows are the epochs of one trial."""
@@ -144,12 +199,18 @@ class _Builder:
             groups.setdefault((config, str(model), f"row {index}" if trial is None else str(trial)), []).append(row)
         if nameless:
             self.notes.append(f"{nameless} row(s) without a model were left out.")
-        for (_, model, key), rows in groups.items():
-            epochs = [self._get(row, "epoch") for row in rows]
-            if len(rows) > 1 and len(set(epochs)) < len(rows):
-                rule = f"a trial ({self._columns.fields['trial_id']!r}) must have one row, or one an epoch"
-                remedy = "map another trial_id (`--map trial_id=` for a trial a row), or the epoch"
-                self._problem(rule, f"{len(rows)} rows of {model} {key}", remedy)
+        doubled = [
+            f"{len(rows)} rows of {model} {key}"
+            for (_, model, key), rows in groups.items()
+            if len(rows) > 1 and len({self._get(row, "epoch") for row in rows}) < len(rows)
+        ]
+        if doubled:
+            rule = f"a trial ({self._columns.fields['trial_id']!r}) must have one row, or one an epoch"
+            seen = doubled[0] + (f", and {len(doubled) - 1} more trials" if len(doubled) > 1 else "")
+            remedy = (
+                "map another trial_id (`--map trial_id=` takes each row as a trial), the epoch, or keep some --where"
+            )
+            self._problem(rule, seen, remedy)
         return groups
 
     def _trial(self, model: str, number: int, rows: list[Row]) -> ImportedTrial | None:
@@ -167,7 +228,8 @@ class _Builder:
         seconds = [value for value in (self._seconds(row) for row in rows) if value is not None]
         reason = str(self._get(last, "reason") or "")
         if state is TrialState.FAIL and best is None and not reason:
-            reason = f"no finite {self._columns.fields['value']}"
+            said = self._get(last, "value")
+            reason = str(said) if isinstance(said, str) else f"no finite {self._columns.fields['value']}"
         is_curve = len(rows) > 1 or "curve" in self._columns.fields
         epochs = len(curve) if is_curve else self._number(last, "epoch")
         return ImportedTrial(
@@ -258,8 +320,11 @@ class _Builder:
         if value is None or value == "":
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
+            text = str(value).strip().removesuffix("%").strip()
+            if text.lower() in MISSING | FAILED:
+                return None
             try:
-                value = float(str(value))
+                value = float(text)
             except ValueError:
                 self._problem(f"{self._columns.fields[name]} must hold numbers", str(value), f"map another {name}")
                 return None

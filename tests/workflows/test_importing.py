@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sweeper.core.errors import InputError
+from sweeper.report.source import read_source
+from sweeper.report.tuning import tuning_curves
 from sweeper.stats import expected_best
 from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
@@ -312,3 +314,97 @@ def test_the_command_prints_the_winner_and_exits_with_2_on_unclear_columns(tmp_p
         main(["import", source, "--as", "csv", "--map", "model=nope", "-o", str(tmp_path / "other")])
     assert end.value.code == 2
     assert "must name one of the columns" in capsys.readouterr().err
+
+
+PAIRS = [(m, float(v), round(float(v) - 0.01, 4)) for m, values in SCORES.items() for v in values]
+SHAPES = {
+    "percent signs": "Model,Val. Accuracy (%),Test Accuracy (%)\n"
+    + "".join(f"{m},{100 * v:.2f}%,{100 * t:.2f}%\n" for m, v, t in PAIRS),
+    "semicolons and decimal commas": "model;val_acc;test_acc\n"
+    + "".join(f"{m};{v};{t}\n".replace(".", ",") for m, v, t in PAIRS),
+    "tabs under a byte-order mark": "\ufeffmodel\tdevAcc\ttestAcc\n" + "".join(f"{m}\t{v}\t{t}\n" for m, v, t in PAIRS),
+    "comments and blanks": "# our sweep\nmodel , valacc , testacc\n"
+    + "".join(f"{m} , {v} , {t}\n" for m, v, t in PAIRS),
+    "Markdown": "| encoder | val acc | test acc |\n| --- | --: | --: |\n"
+    + "".join(f"| {m} | {v} | {t} |\n" for m, v, t in PAIRS),
+    "a row a split": "arch,run,split,accuracy\n"
+    + "".join(f"{m},{i},dev,{v}\n{m},{i},test,{t}\n" for i, (m, v, t) in enumerate(PAIRS)),
+    "a row a metric": "model,trial,metric,value\n"
+    + "".join(f"{m},{i},val_acc,{v}\n{m},{i},test_acc,{t}\n" for i, (m, v, t) in enumerate(PAIRS)),
+    "a column a model": "trial,BERT_val_acc,BERT_test_acc,MiniLM_val_acc,MiniLM_test_acc\n"
+    + "".join(f"{i},{a},{a - 0.01},{b},{b - 0.01}\n" for i, (a, b) in enumerate(zip(*SCORES.values(), strict=True))),
+    "a model under an unusual name": "thing,val_acc,test_acc\n" + "".join(f"{m},{v},{t}\n" for m, v, t in PAIRS),
+    "a JSON array": json.dumps(
+        [{"model": m, "metrics": {"valid": {"acc": v}, "test": {"acc": t}}} for m, v, t in PAIRS]
+    ),
+    "the last epoch beside the best": "".join(
+        json.dumps({"model": m, "validation_accuracy": v - 0.1, "best_validation_accuracy": v, "test_accuracy": t})
+        + "\n"
+        for m, v, t in PAIRS
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tables_of_every_shape_give_the_same_curves(tmp_path, monkeypatch, shape):
+    monkeypatch.setattr("sweeper.workflows.importing.build_report", lambda root: root)
+    text = SHAPES[shape]
+    (tmp_path / "t").write_text(text, encoding="utf-8")
+    import_results(str(tmp_path / "t"), "jsonl" if text[0] in "[{" else "csv", tmp_path / "out")
+    curves = tuning_curves(read_source(tmp_path / "out"))
+    unit = 100 if "%" in text[:40] else 1
+    for model, values in SCORES.items():
+        expected = unit * expected_best(values, range(1, 41))
+        assert curves["models"][model]["expected_best"]["v"] == pytest.approx(list(expected), abs=1e-9)
+        tests = curves["models"][model]["expected_test"]
+        assert tests == pytest.approx(list(expected - unit * 0.01), abs=1e-9)
+    assert curves["winner"]["model"] == "BERT"
+
+
+def test_a_file_a_model_and_a_named_column_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeper.workflows.importing.build_report", lambda root: root)
+    (tmp_path / "tables").mkdir()
+    for model, values in SCORES.items():
+        write_csv(tmp_path / "tables" / f"{model}.csv", [{"val_acc": v, "test_acc": v} for v in values])
+    files = [str(tmp_path / "tables" / f"{model}.csv") for model in SCORES]
+    for name, source in (("folder", str(tmp_path / "tables")), ("files", files)):
+        assert import_results(source, "csv", tmp_path / name).num_trials == {"BERT": 40, "MiniLM": 40}
+    wide = write_csv(
+        tmp_path / "wide.csv", [dict(zip(SCORES, pair, strict=True)) for pair in zip(*SCORES.values(), strict=True)]
+    )
+    done = import_results(wide, "csv", tmp_path / "wide", ["value=BERT,MiniLM", "metric=accuracy"])
+    assert done.num_trials == {"BERT": 40, "MiniLM": 40}
+    assert done.columns.goal == "maximize"
+
+
+def test_rows_without_a_score_are_failed_trials_whatever_word_stands_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeper.workflows.importing.build_report", lambda root: root)
+    cells = ["0.5", "NaN", "n/a", "", "diverged", "inf", "OOM", "0.7"]
+    (tmp_path / "t.csv").write_text("model,val_f1\n" + "".join(f"a,{cell}\n" for cell in cells))
+    import_results(str(tmp_path / "t.csv"), "csv", tmp_path / "out")
+    trials = load_results(tmp_path / "out").trials
+    assert trials.column("value").to_pylist() == [0.5, None, None, None, None, None, None, 0.7]
+    assert trials.column("state").to_pylist() == ["COMPLETE", *["FAIL"] * 6, "COMPLETE"]
+    assert trials.column("reason")[4].as_py() == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"model": m, "val_acc": v} for m, v in (("a", 0.5), ("b", 50.0))], "one unit.*fractions for a only"),
+        ([{"model": "a", "val_acc": 0.5, "test_acc": 48.0}], "validation and test scores must be in one unit"),
+        ([{"model": "a", "dataset": d, "val_acc": 0.5} for d in "xy"], "one data set, got x, y; .*--where dataset=x"),
+    ],
+)
+def test_what_must_not_be_mixed_is_refused_with_a_remedy(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        import_results(write_csv(tmp_path / "t.csv", rows), "csv", tmp_path / "out")
+
+
+def test_only_the_rows_asked_for_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeper.workflows.importing.build_report", lambda root: root)
+    rows = [{"model": "a", "dataset": d, "val_acc": v} for d, v in (("x", 0.5), ("y", 0.6), ("x", 0.7))]
+    source = write_csv(tmp_path / "t.csv", rows)
+    assert import_results(source, "csv", tmp_path / "out", where=["dataset=x"]).num_trials == {"a": 2}
+    with pytest.raises(InputError, match="must be COLUMN=VALUE of the table, got x, y"):
+        import_results(source, "csv", tmp_path / "no", where=["dataset=z"])
