@@ -4,9 +4,12 @@
 
 ``cost``: 300 trials of three epochs on as many lanes as there are cores. Lanes are processes that compute, so a
 tracking process that takes processor time is felt. The driver writes the real ledger (fsync an event) and starts the
-real tracking process; arms run in alternation: no tracking, W&B offline, W&B online against a stub of the server, and
-with a server that stops answering halfway. A ratio is the best wall-clock time over that without tracking, the wait
-at the end included. Memory is the sum of the peaks of the tracking process and its client.
+real tracking process; the arms named by ``--arms`` run in alternation: no tracking (off), W&B offline, W&B online
+against a stub of the server, and online with a fault from the middle on: a fifth of all requests answered by 429, 500
+or a dropped connection (429, 500, drop), all of them (down), a server that never answers (hang) or is gone (dies). A
+ratio is the best wall-clock time over that without tracking, the wait at the end included. After each arm the server
+is well again, ``sweeper track`` replays the study, and every run must hold every epoch once. Memory is the sum of the
+peaks of the tracking process and its client.
 
 ``rounds``: a sweep in a process of its own is killed (SIGKILL, at a random moment) and started again; after each kill
 ``sweeper track`` replays it. The epochs of every trial in W&B's files must be those of ``measurements.parquet``.
@@ -24,8 +27,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,29 +154,61 @@ def server() -> Iterator[Stub]:
         yield stub
 
 
-def cost(num_trials: int, epoch_seconds: float, repeats: int) -> dict[str, Any]:
+def strike(stub: Stub, fault: str) -> None:
+    """Let the server fail from now on."""
+    if fault == "dies":
+        stub.die()
+    elif fault == "hang":
+        stub.fault = "hang"
+    elif fault == "down":
+        stub.fault = 500
+    else:
+        stub.fault, stub.fault_share = (fault if fault == "drop" else int(fault)), 0.2
+
+
+def heal(stub: Stub, fault: str) -> None:
+    """End a fault."""
+    if fault == "dies":
+        stub.revive()
+    stub.fault, stub.fault_share = None, 1.0
+
+
+def cost(num_trials: int, epoch_seconds: float, repeats: int, names: Sequence[str]) -> dict[str, Any]:
     """Compare the arms."""
     began, loops = time.perf_counter(), 200_000
     sum(i * i % 7 for i in range(loops))
     loops = int(loops * epoch_seconds / (time.perf_counter() - began))
-    arms: dict[str, Any] = {"off": [], "offline": [], "online": [], "hang": []}
-    offline = {"wandb": {"project": "p", "mode": "offline"}}
-    online = {"wandb": {"project": "p", "mode": "online"}}
+    arms: dict[str, Any] = {name: [] for name in names}
     for _ in range(repeats):
-        with tempfile.TemporaryDirectory() as folder, server() as stub:
-            home = Path(folder)
-            arms["off"].append(sweep(home / "off", num_trials, loops, {}))
-            arms["offline"].append(sweep(home / "offline", num_trials, loops, offline))
-            lost(home / "offline")
-            arms["online"].append(sweep(home / "online", num_trials, loops, online))
-            assert sum(len(r["history"]) for r in stub.runs.values() if r["job"] == "trial") == num_trials * EPOCHS
-            arms["hang"].append(sweep(home / "hang", num_trials, loops, online, lambda: setattr(stub, "fault", "hang")))
-    base = min(run["seconds"] for run in arms["off"])
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder, server() as stub:
+                root = Path(folder) / name
+                mode = {"off": "disabled", "offline": "offline"}.get(name, "online")
+                fault = None if name in ("off", "offline", "online") else partial(strike, stub, name)
+                run = sweep(root, num_trials, loops, {"wandb": {"project": "p", "mode": mode}}, fault)
+                if name == "offline":
+                    replay(root, mode="offline")
+                    run["epochs_compared"] = lost(root)
+                elif mode == "online":
+                    heal(stub, name)
+                    run["epochs_compared"] = lost_online(root, stub)
+            arms[name].append(run)
+            print(name, json.dumps(run), flush=True)
+    base = min((run["seconds"] for run in arms.get("off", ())), default=float("nan"))
     return {
         "num_trials": num_trials,
         **arms,
         "ratio": {name: min(run["seconds"] for run in runs) / base for name, runs in arms.items()},
     }
+
+
+def lost_online(root: Path, stub: Stub) -> int:
+    """Replay, and compare the server's runs with the ledger; fail on any difference. Return the number of epochs."""
+    replay(root, mode="online")
+    expected = studies.expected(ResultPaths(root))
+    found = {run["display"]: stub.epochs(key) for key, run in stub.runs.items() if run["job"] == "trial"}
+    assert found == expected, {name for name in found | expected if found.get(name) != expected.get(name)}
+    return sum(len(epochs) for epochs in found.values())
 
 
 def lost(root: Path) -> int:
@@ -237,12 +273,13 @@ def main() -> None:
     parser.add_argument("--epoch-seconds", type=float, default=0.1, help="processor seconds of an epoch")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--arms", type=lambda text: text.split(","), default=["off", "offline", "online", "hang"])
     options = parser.parse_args()
     os.environ |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     result = {"machine": facts()}
     result["rounds"] = rounds(options.rounds)
     print(json.dumps(result["rounds"]), flush=True)
-    result["cost"] = cost(options.trials, options.epoch_seconds, options.repeats)
+    result["cost"] = cost(options.trials, options.epoch_seconds, options.repeats, options.arms)
     print(json.dumps(result["cost"], indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))

@@ -147,6 +147,7 @@ class WandbTracker:
         except ImportError as error:
             raise TrackingError(f"wandb cannot be imported: {error}") from None
         self._wandb = wandb
+        wandb.setup(self._settings())  # once: given to every run again, they would be half the cost of a run
         for home in self.folder.glob("run-*"):
             if not (home / _BEGAN).exists():
                 shutil.rmtree(home, ignore_errors=True)  # a server was asked and never answered: it has no rows
@@ -229,10 +230,8 @@ class WandbTracker:
         self._summarise(open_run, content)
         self._finish(run_id, content.exit_code, digest)
 
-    def _begin(self, content: RunContent, known: set[int]) -> _OpenRun:
-        """Start or resume a run."""
-        assert self._study is not None, "open_study comes first"
-        is_study = content.job_type == "report"
+    def _settings(self) -> Any:
+        """Return what is the same for every run: no side effects on this machine, bounded waits."""
         settings = self._wandb.Settings(
             console="off",
             silent=True,
@@ -240,7 +239,7 @@ class WandbTracker:
             save_code=False,
             disable_job_creation=True,
             init_timeout=INIT_SECONDS,
-            finish_timeout=STUDY_FINISH_SECONDS if is_study else FINISH_SECONDS,
+            finish_timeout=FINISH_SECONDS,
             finish_timeout_raises=True,
             stop_on_fatal_error=True,
             stop_fn=lambda: self._stop_requested(),  # a plain function: W&B copies its settings in depth
@@ -258,6 +257,14 @@ class WandbTracker:
         )
         if self._mode == "shared":
             settings.x_primary, settings.x_label = True, "sweeper"
+        return settings
+
+    def _begin(self, content: RunContent, known: set[int]) -> _OpenRun:
+        """Start or resume a run."""
+        assert self._study is not None, "open_study comes first"
+        is_study = content.job_type == "report"
+        settings = self._wandb.Settings(finish_timeout=STUDY_FINISH_SECONDS) if is_study else None
+        if self._mode == "shared":
             known |= _steps(self._files.get(content.run_id, []))
         try:
             run = self._wandb.init(

@@ -405,8 +405,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
     handler = logging.StreamHandler()
     handler.setFormatter(_Redacting("%(asctime)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    os.setpriority(os.PRIO_PROCESS, 0, 10)  # training comes first
     fields: Mapping[str, Any] = json.loads(arguments[0])
+    if not fields.get("wandb_failed"):  # else it is one already
+        os.nice(10)  # training comes first
     try:
         process = Process(Order(**fields))
     except Exception as error:  # a tracker that cannot even be made

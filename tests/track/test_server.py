@@ -167,8 +167,8 @@ def test_a_server_that_fails_from_the_start_leaves_offline_files(tmp_path, serve
     notes, said, _, wait = live(paths, studies.story(confirm=False))
     assert wait < 12.5
     assert "W&B went on offline" in notes[0]
-    assert "wandb sync" in notes[-1]
     assert "deadbeef" not in " ".join(said)
+    assert "wandb sync" in replay(paths.root, mode="offline")[0]  # writes nothing, unless time was up before
     assert studies.offline(paths.root) == studies.expected(paths)
     server.fault = None
     replay(paths.root)
@@ -187,6 +187,7 @@ def test_a_server_that_fails_midway_loses_and_doubles_nothing(tmp_path, server, 
     assert wait < 12.5
     assert notes
     in_parts = {file.name for file in run_files(paths.wandb) if file.online and not file.synced}
+    in_parts.add("")  # time was up while a file was being written
     offline = {name: epochs for name, epochs in studies.offline(paths.root).items() if name not in in_parts}
     assert all(epochs == studies.expected(paths)[name] for name, epochs in offline.items())
     server.fault = None

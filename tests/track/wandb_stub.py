@@ -27,20 +27,23 @@ class Stub:
         self._count = 0
         self._lock = threading.Lock()
         self._released = threading.Event()
+        self.port = port
+
+    def __enter__(self):
         stub = self
 
         class Handler(_Handler):
             server_state = stub
 
         class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
             def handle_error(self, *_):
                 """Clients that are killed leave connections behind: no news."""
 
-        self.server = Server(("127.0.0.1", port), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def __enter__(self):
+        self.server = Server(("127.0.0.1", self.port), Handler)
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 
@@ -48,6 +51,17 @@ class Stub:
         self._released.set()
         self.server.shutdown()
         self.server.server_close()
+
+    def die(self):
+        """Refuse new connections and drop the old ones; what it knew is kept for `revive`."""
+        self.fault = "drop"
+        self.__exit__()
+
+    def revive(self):
+        """Answer as before, at the same address."""
+        self._released.clear()
+        self.fault, self.fault_share = None, 1.0
+        self.__enter__()
 
     def hang(self):
         self._released.wait(600)
