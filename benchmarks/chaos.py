@@ -8,6 +8,9 @@ resume`` is called until the study is done; a study that ends before all kills a
 Trials, measurements, confirmations, predictions and test openings are compared row by row, without the columns that
 only the clock decides. Then the same with two lanes, where only nothing lost and nothing doubled can be asked.
 Exit code 1 when anything was lost, doubled, different or left behind.
+
+With ``--home FOLDER --seconds N`` it stops after about N seconds, by a last kill, and a further call with the same
+options goes on there, as often as is needed; exit code 3 until then.
 """
 
 from __future__ import annotations
@@ -200,10 +203,25 @@ class Outcome:
     examples: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
+    under_way: bool = False
+
+    def is_done(self, kills: int) -> bool:
+        """Whether all kills are spent and the last study has ended."""
+        return self.kills >= kills and not self.under_way
+
     @property
     def is_sound(self) -> bool:
         bad = (self.stuck, self.trials_lost, self.trials_doubled, self.rows_different)
         return not any(bad) and not self.left_behind and not self.failures
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds before the first event of a trial, seconds of a whole study, and when to stop (monotonic)."""
+
+    ready: float
+    total: float
+    deadline: float = math.inf
 
 
 def undisturbed(study: Path) -> tuple[Path, float, float]:
@@ -221,8 +239,15 @@ def undisturbed(study: Path) -> tuple[Path, float, float]:
     return session.results, ready or total / 2, total
 
 
-def disturb(study: Path, kills: int, rng: random.Random, ready: float, work: float, outcome: Outcome) -> Path:
-    """Run ``study`` to its end, killing at most ``kills`` times on the way."""
+def disturb(
+    study: Path,
+    kills: int,
+    rng: random.Random,
+    pace: Pace,
+    outcome: Outcome,
+) -> Path | None:
+    """Run ``study`` to its end, killing at most ``kills`` times on the way; None when time is up before."""
+    ready, work = pace.ready, pace.total - pace.ready
     gap = 2 * work / max(kills, 1)
     left = kills
     while True:
@@ -248,6 +273,13 @@ def disturb(study: Path, kills: int, rng: random.Random, ready: float, work: flo
                 left -= 1
                 next_kill = now + rng.uniform(0, gap + 2)
                 print(f"  killed {name} after {grown} bytes of ledger", flush=True)
+            if now > pace.deadline:
+                _kill(session.process.pid)
+                outcome.kills += 1
+                outcome.victims["driver"] += 1
+                session.wait(10)
+                session.clear()
+                return None
             if now - since > STUCK_SECONDS:
                 outcome.stuck += 1
                 print(f"  stuck; the log ends:\n{session.log.read_text()[-1500:]}", flush=True)
@@ -320,20 +352,32 @@ def compare(results: Path, reference: Path, outcome: Outcome) -> None:
                     outcome.examples.append(f"{table}: {mine} against {theirs}"[:600])
 
 
-def campaign(arm: Path, models: Path, trials: int, lanes: int, kills: int, rng: random.Random) -> Outcome:
-    """Run a reference, then disturbed studies until all kills are spent."""
-    reference, ready, total = undisturbed(write_study(models, arm / "reference", trials, lanes))
+def campaign(arm: Path, models: Path, options: argparse.Namespace, lanes: int, deadline: float) -> Outcome:
+    """Run a reference, then disturbed studies until all kills are spent or time is up."""
+    arm.mkdir(exist_ok=True)
+    state = arm / "state.json"
+    if state.exists():
+        saved = json.loads(state.read_text())
+        ready, total, outcome = saved["ready"], saved["total"], Outcome(**saved["outcome"])
+        outcome.victims = Counter(outcome.victims)
+        reference = arm / "reference" / "results" / "chaos"
+    else:
+        reference, ready, total = undisturbed(write_study(models, arm / "reference", options.trials, lanes))
+        outcome = Outcome()
     print(f"{lanes} lane(s): reference {total:.0f} s, {ready:.0f} s of it before the first trial", flush=True)
-    outcome = Outcome()
-    while outcome.kills < kills and not outcome.failures:
-        study = write_study(models, arm / f"disturbed-{outcome.studies}", trials, lanes)
-        results = disturb(study, kills - outcome.kills, rng, ready, total - ready, outcome)
-        if outcome.failures:
-            break
-        count_lost_and_doubled(results, trials, outcome)
-        if lanes == 1:
-            compare(results, reference, outcome)
-        print(f"  study {outcome.studies} done after {outcome.kills} kills", flush=True)
+    rng = random.Random(f"{options.seed}/{lanes}/{outcome.kills}" if outcome.kills else f"{options.seed}/{lanes}")
+    while not outcome.is_done(options.kills) and not outcome.failures and time.monotonic() < deadline:
+        home = arm / f"disturbed-{outcome.studies}"
+        study = home / "study.yaml" if home.exists() else write_study(models, home, options.trials, lanes)
+        pace = Pace(ready, total, deadline)
+        results = disturb(study, max(0, options.kills - outcome.kills), rng, pace, outcome)
+        if results is not None and not outcome.failures:
+            count_lost_and_doubled(results, options.trials, outcome)
+            if lanes == 1:
+                compare(results, reference, outcome)
+            print(f"  study {outcome.studies} done after {outcome.kills} kills", flush=True)
+        outcome.under_way = results is None
+        state.write_text(json.dumps({"ready": ready, "total": total, "outcome": vars(outcome)}))
     return outcome
 
 
@@ -344,17 +388,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=20, help="search trials for each of the two models")
     parser.add_argument("--lanes", default="1,2", help="campaigns by number of lanes")
+    parser.add_argument("--home", type=Path, help="keep everything here and go on from it")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after about so long")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    deadline = time.monotonic() + options.seconds
     report: dict[str, Any] = {"seed": options.seed, "trials": 2 * options.trials, "machine": facts(), "lanes": {}}
-    sound = True
+    sound = done = True
     with tempfile.TemporaryDirectory(prefix="sweeper-chaos-") as folder:
-        home = Path(folder)
-        make_models(home / "models")
+        home = options.home or Path(folder)
+        home.mkdir(exist_ok=True)
+        if not (home / "models").exists():
+            make_models(home / "models")
         for lanes in map(int, options.lanes.split(",")):
-            rng = random.Random(f"{options.seed}/{lanes}")
-            outcome = campaign(home / f"lanes-{lanes}", home / "models", options.trials, lanes, options.kills, rng)
-            sound = sound and outcome.is_sound
+            outcome = campaign(home / f"lanes-{lanes}", home / "models", options, lanes, deadline)
+            sound, done = sound and outcome.is_sound, done and outcome.is_done(options.kills)
             report["lanes"][str(lanes)] = vars(outcome) | {"victims": dict(outcome.victims), "sound": outcome.is_sound}
     first = next(iter(report["lanes"].values()))
     report["trials_lost"] = sum(arm["trials_lost"] for arm in report["lanes"].values())
@@ -363,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(json.dumps(report, indent=2))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0 if sound else 1
+    return 1 if not sound else 0 if done else 3
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
 from sweeper.workflows.confirm import confirmation_runs, more_runs
 from sweeper.workflows.export import write_best
-from sweeper.workflows.manifest import open_manifest, record_costs, record_notes, record_openings
+from sweeper.workflows.manifest import changes, open_manifest, record_costs, record_notes, record_openings
 from sweeper.workflows.progress import Progress
 from sweeper.workflows.study import Study
 from sweeper.workflows.tail import Tail, work_left
@@ -77,8 +77,10 @@ def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) 
         for text in ledger.notes:
             progress.say(text)
         state = StudyState.replay(ledger.events())
-        open_manifest(study)
         book = Book(ledger, state, study.objective, study.spec.training.num_workers, [progress])
+        if accepted := changes(study):
+            book.write("change_accepted", differences=accepted)
+        open_manifest(study)
         progress.follow(book)
         try:
             finished = _is_finished(state)

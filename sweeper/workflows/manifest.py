@@ -47,7 +47,7 @@ def changes(study: Study) -> list[str]:
     manifest = read_manifest(study.paths)
     found = differences(manifest.content, _as_before(manifest.content, study.plan.content))
     found += differences({"versions": manifest.versions}, {"versions": versions()})
-    return [change for change in found if change not in manifest.accepted_changes]
+    return found
 
 
 def _as_before(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

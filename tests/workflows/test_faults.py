@@ -12,28 +12,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import tiny
+import simulated
 
-import sweeper
 from sweeper.core.errors import RunFailedError, StopRequested, is_of_storage
 from sweeper.core.objective import Objective
-from sweeper.core.trial import Measurement, Segment, TrialKind, TrialSpec
+from sweeper.core.trial import Segment, TrialKind, TrialSpec
 from sweeper.engine.lanes import _guarded
 from sweeper.engine.messages import Failed, Measured, NextEpoch, Start, Started, StepReport
 from sweeper.engine.worker_config import WorkerConfig
 from sweeper.store.ledger import Ledger
 from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
-from sweeper.store.tables import write_tables
 from sweeper.store.temporary import temporary_folder
 from sweeper.train.options import TrainOptions
 from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor
-from sweeper.workflows.execute import carry_out, storage_failures
-from sweeper.workflows.manifest import open_manifest
-from sweeper.workflows.results import load_results
-from sweeper.workflows.simulate import SimulatedLanes
-from sweeper.workflows.study import provisional, settle
 from sweeper.workflows.sweep import _signals
 
 
@@ -55,51 +48,18 @@ def small_disk(folder, kilobytes):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def curve(trial):
-    for epoch in range(1, trial.max_epochs + 1):
-        value = (trial.seed % 997) / 2000 + epoch / 100
-        yield Measurement(
-            epoch=epoch, train_loss=1.0, validation_loss=1.0, metrics={"accuracy": value}, elapsed_seconds=epoch
-        )
-
-
-def make_study(folder, checkpoints, storage, **search):
-    folder.mkdir(exist_ok=True)
-    path = tiny.write_study(folder, checkpoints, models=("resnet",), **search)
-    with provisional(sweeper.load_study(path, [f"storage_path={storage}"])) as proposed:
-        return settle(proposed)
-
-
-def session(study):
-    with storage_failures(study.paths.place), Ledger.open(study.paths) as ledger:
-        state = StudyState.replay(ledger.events())
-        open_manifest(study)
-        book = Book(ledger, state, study.objective, num_workers=1)
-        book.write("study_opened", plan_hash=study.plan.plan_hash, reason="run")
-        lanes = SimulatedLanes(curve, test=lambda trial: {"accuracy": trial.seed % 1000 / 1000})
-        carry_out(study, book, lanes.serve, lambda: False, 1, lambda _: None)
-        write_tables(study.paths, state, study.objective)
-
-
-def table_rows(study):
-    found = load_results(study.paths.root)
-    times = {"started_at", "finished_at", "num_retries"}
-    tables = (found.trials, found.measurements, found.confirmations)
-    return [{k: v for k, v in row.items() if k not in times} for table in tables for row in table.to_pylist()]
-
-
 def test_a_real_full_disk_ends_a_run_with_one_line_and_a_resume_is_exact(checkpoints, tmp_path):
-    calm = make_study(tmp_path / "study", checkpoints, tmp_path / "calm", num_trials=6)
-    session(calm)
+    calm = simulated.make_study(tmp_path / "study", checkpoints, tmp_path / "calm", num_trials=6)
+    simulated.session(calm)
     with small_disk(tmp_path / "disk", 10_000) as resize:
-        study = make_study(tmp_path / "study", checkpoints, tmp_path / "disk", num_trials=6)
+        study = simulated.make_study(tmp_path / "study", checkpoints, tmp_path / "disk", num_trials=6)
         used = int(subprocess.check_output(["du", "-sk", str(tmp_path / "disk")]).split()[0])
         stops = 0
         for room in range(8, 200, 8):
             resize(used + room)
             said = None
             try:
-                session(study)
+                simulated.session(study)
             except RunFailedError as error:
                 said = str(error)
             if said is None:
@@ -108,13 +68,13 @@ def test_a_real_full_disk_ends_a_run_with_one_line_and_a_resume_is_exact(checkpo
             assert "No space left on device; what is done is kept: mend the storage" in said
             assert "\n" not in said
         assert stops >= 3
-        assert table_rows(study) == table_rows(calm)
+        assert simulated.table_rows(study.paths.root) == simulated.table_rows(calm.paths.root)
         assert not study.paths.lock.exists()
 
 
 def test_a_lane_on_a_full_disk_goes_on_without_snapshots_and_blames_no_trial(checkpoints, tmp_path):
     with small_disk(tmp_path / "disk", 40_000) as resize:
-        study = make_study(tmp_path / "study", checkpoints, tmp_path / "disk")
+        study = simulated.make_study(tmp_path / "study", checkpoints, tmp_path / "disk")
         worker = WorkerConfig(
             spec=study.spec.model_copy(
                 update={"training": study.spec.training.model_copy(update={"snapshot_seconds": 0})}
@@ -201,7 +161,7 @@ def test_sessions_that_are_killed_use_up_no_retries_and_lanes_that_die_without_p
     resumed(died)
     resumed(died)
     assert resumed().deaths == 2
-    resumed(lambda book: book.measured(run.trial_id, 9, next(curve(run))))
+    resumed(lambda book: book.measured(run.trial_id, 9, next(simulated.curve(run))))
     given = resumed()
     assert (given.deaths, given.epochs) == (0, 1)
 

@@ -6,37 +6,23 @@ import json
 import shutil
 
 import pytest
+import simulated
 import stubs3
 import tiny
 
 import sweeper
-from sweeper.core.trial import Measurement
 from sweeper.store import lease, storage
-from sweeper.store.ledger import Ledger
 from sweeper.store.logs import log_of
 from sweeper.store.paths import ResultPaths
-from sweeper.store.state import StudyState
-from sweeper.store.tables import write_tables
-from sweeper.workflows.book import Book
-from sweeper.workflows.execute import carry_out
 from sweeper.workflows.inspect import study_status
-from sweeper.workflows.manifest import changes, open_manifest
+from sweeper.workflows.manifest import changes
 from sweeper.workflows.results import load_results
-from sweeper.workflows.simulate import SimulatedLanes
 from sweeper.workflows.study import provisional, settle
 from sweeper.workflows.sweep import study_file
 
 
 class Killed(BaseException):
     """The end of a process, as far as one process can play it."""
-
-
-def curve(trial):
-    for epoch in range(1, trial.max_epochs + 1):
-        value = (trial.seed % 997) / 2000 + epoch / 100
-        yield Measurement(
-            epoch=epoch, train_loss=1.0, validation_loss=1.0, metrics={"accuracy": value}, elapsed_seconds=epoch
-        )
 
 
 @pytest.fixture
@@ -55,38 +41,28 @@ def session(spec, die_after=None):
     with provisional(spec) as proposed:
         assert changes(proposed) == []
         study = settle(proposed)
-    ledger = Ledger.open(study.paths)
     written = []
-    log = ledger._log
-    append = log.append
 
-    def counted(first, lines):
-        append(first, lines)
-        written.append(first)
-        if len(written) == die_after:
-            log._lease._stop.set()
-            log._lease._thread.join()
-            raise Killed
+    def dying(ledger):
+        log = ledger._log
+        append = log.append
 
-    log.append = counted
+        def counted(first, lines):
+            append(first, lines)
+            written.append(first)
+            if len(written) == die_after:
+                log._lease._stop.set()
+                log._lease._thread.join()
+                log.close = lambda: None
+                raise Killed
+
+        log.append = counted
+
     try:
-        state = StudyState.replay(ledger.events())
-        open_manifest(study)
-        book = Book(ledger, state, study.objective, num_workers=1)
-        book.write("study_opened", plan_hash=study.plan.plan_hash, reason="run")
-        lanes = SimulatedLanes(curve, test=lambda trial: {"accuracy": trial.seed % 1000 / 1000})
-        carry_out(study, book, lanes.serve, lambda: False, 1, lambda _: None)
-        write_tables(study.paths, state, study.objective)
-        ledger.close()
+        simulated.session(study, dying)
     except Killed:
         return None
     return study
-
-
-def table_rows(result):
-    times = {"started_at", "finished_at", "num_retries"}
-    tables = (result.trials, result.measurements, result.confirmations)
-    return [{k: v for k, v in row.items() if k not in times} for table in tables for row in table.to_pylist()]
 
 
 def test_a_study_that_loses_its_machine_again_and_again_ends_as_if_nothing_had_happened(
@@ -98,18 +74,18 @@ def test_a_study_that_loses_its_machine_again_and_again_ends_as_if_nothing_had_h
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "undisturbed"))
     calm = sweeper.load_study(path, ["name=calm", f"storage_path={url}"])
     assert session(calm) is not None
-    expected = table_rows(load_results(ResultPaths.of(url, "calm").url))
+    expected = simulated.table_rows(ResultPaths.of(url, "calm").url)
     spec = sweeper.load_study(path, ["name=study", f"storage_path={url}"])
     place = ResultPaths.of(url, "study").url
     done = None
-    for machine in range(9):
+    for machine in range(12):
         name = f"machine-{machine}"
         monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / name))
         monkeypatch.setattr(lease, "myself", lambda name=name: {"host": name, "pid": 1, "started": "1"})
         if machine:  # a new machine knows nothing but the URL
             spec = sweeper.load_study(study_file(place))
             assert study_status(place).phase in ("search", "confirmation", "test", "report")
-        done = session(spec, die_after=10)
+        done = session(spec, die_after=7)
         shutil.rmtree(tmp_path / name / "runs")
         if done:
             break
@@ -117,7 +93,7 @@ def test_a_study_that_loses_its_machine_again_and_again_ends_as_if_nothing_had_h
     assert machine > 2
     monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "reader"))
     result = load_results(place)
-    assert table_rows(result) == expected
+    assert simulated.table_rows(place) == expected
     assert len(result.manifest.test_openings) == 1
     assert study_status(place).phase == "report"
     assert log_of(ResultPaths.at(place)).holder() is None
