@@ -1,6 +1,8 @@
 """Are the verdicts right as often as they say? Simulated studies with known truth.
 
-    python benchmarks/verdicts.py [--json OUT.json] [--studies 1000]
+    python benchmarks/verdicts.py [--json OUT.json] [--studies 1000] [--seconds 400]
+
+With --seconds no further part begins after so long; the same call goes on where OUT.json stands.
 
 - family-wise error: studies of four equal models; the share with any wrong `beats` must be at most 5%;
 - power: two models whose scores differ by one standard deviation of their paired differences, 10 seeds, against the
@@ -18,6 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from machine import facts
 from sweeper import stats
 
 SEEDS = 10
+EFFECTS = (0.4, 0.5, 0.6, 0.7)
 NOISE: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Any]] = {
     "normal": lambda rng, size: rng.normal(size=size),
     "skewed": lambda rng, size: 1 - rng.exponential(size=size),  # a few seeds fail badly
@@ -42,16 +46,13 @@ def studies(rng: np.random.Generator, count: int, num_models: int, noise: str) -
         yield 0.8 + 0.01 * (shared + NOISE[noise](rng, (num_models, SEEDS)))
 
 
-def family_wise(rng: np.random.Generator, count: int) -> dict[str, Any]:
-    found = {}
-    for noise in NOISE:
-        num_studies = count if noise == "normal" else 4 * count
-        wrong = sum(
-            any(v.verdict == "beats" for items in stats.verdicts(dict(enumerate(study))).values() for v in items)
-            for study in studies(rng, num_studies, 4, noise)
-        )
-        found[noise] = wrong / num_studies
-    return found
+def family_wise(rng: np.random.Generator, count: int, noise: str) -> float:
+    """Return the share of studies with any wrong `beats`."""
+    wrong = sum(
+        any(v.verdict == "beats" for items in stats.verdicts(dict(enumerate(study))).values() for v in items)
+        for study in studies(rng, count, 4, noise)
+    )
+    return wrong / count
 
 
 def ties(rng: np.random.Generator, count: int) -> float:
@@ -91,41 +92,59 @@ def coverage(rng: np.random.Generator, count: int) -> dict[str, float]:
         a, b = rng.random(500) < 0.25 + 0.7 * easy, rng.random(500) < 0.2 + 0.7 * easy
         paired = stats.example_bootstrap(a, b, seed=index)
         note("difference over test examples", paired.ci_low, paired.ci_high, 0.05)
-    for index in range(count // 5):  # 2,000 interquartile means each
-        runs = rng.normal(np.arange(5) / 10, 0.1, size=(20, 5))
-        found = stats.stratified_bootstrap(runs, lambda matrix: float(matrix.mean()), seed=index)
-        hits["mean over runs x tasks (20 runs)"] = hits.get("mean over runs x tasks (20 runs)", 0) + 5 * (
-            found.low <= 0.2 <= found.high  # type: ignore[operator]
-        )
-    n = np.arange(1, 65)
-    truth = 0.5 ** (1 / n)  # the median of the best of n uniform draws
-    for _ in range(count):
-        low, _, high = stats.tuning_curve_band(rng.random(64), 0.95, n, "simulated")
-        hits["tuning curve, all budgets at once"] = hits.get("tuning curve, all budgets at once", 0) + bool(
-            ((low <= truth) & (truth <= high)).all()
-        )
     return {name: hit / count for name, hit in hits.items()}
 
 
-def more_seeds(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
+def coverage_over_tasks(rng: np.random.Generator, count: int) -> float:
+    """Return the coverage of the stratified bootstrap of a mean; a study costs 2,000 resamples."""
+    hits = 0
+    for index in range(count // 5):
+        runs = rng.normal(np.arange(5) / 10, 0.1, size=(20, 5))
+        found = stats.stratified_bootstrap(runs, lambda matrix: float(matrix.mean()), seed=index)
+        hits += found.low <= 0.2 <= found.high  # type: ignore[operator]
+    return hits / (count // 5)
+
+
+def coverage_of_bands(rng: np.random.Generator, count: int) -> float:
+    """Return how often a tuning curve's band holds at all budgets at once."""
+    n = np.arange(1, 65)
+    truth = 0.5 ** (1 / n)  # the median of the best of n uniform draws
+    bands = (stats.tuning_curve_band(rng.random(64), 0.95, n, "simulated") for _ in range(count))
+    return float(np.mean([((low <= truth) & (truth <= high)).all() for low, _, high in bands]))
+
+
+def more_seeds(rng: np.random.Generator, count: int, effect: float) -> list[dict[str, Any]]:
     rows = []
-    for effect in (0.4, 0.5, 0.6, 0.7):
-        for at_hand in (6, 8, 10):
-            truth = stats.pairs_needed(effect)
-            assert truth is not None
-            said = []
-            for _ in range(count):
-                study = {"a": rng.normal(effect, 1, size=at_hand), "b": np.zeros(at_hand)}
-                verdict = stats.verdicts(study)["a"][0]
-                if verdict.verdict == "undecided against":
-                    said.append(np.inf if verdict.more_seeds is None else verdict.more_seeds)
-            median = float(np.median(said))
-            left = truth - at_hand
-            rows.append(
-                {"effect": effect, "seeds": at_hand, "undecided": len(said) / count, "truly_more": left}
-                | {"median_said": median, "ratio": median / left}
-            )
+    truth = stats.pairs_needed(effect)
+    assert truth is not None
+    for at_hand in (6, 8, 10):
+        said = []
+        for _ in range(count):
+            study = {"a": rng.normal(effect, 1, size=at_hand), "b": np.zeros(at_hand)}
+            verdict = stats.verdicts(study)["a"][0]
+            if verdict.verdict == "undecided against":
+                said.append(np.inf if verdict.more_seeds is None else verdict.more_seeds)
+        median = float(np.median(said))
+        left = truth - at_hand
+        rows.append(
+            {"effect": effect, "seeds": at_hand, "undecided": len(said) / count, "truly_more": left}
+            | {"median_said": median, "ratio": median / left}
+        )
     return rows
+
+
+def parts(count: int) -> dict[str, Callable[[np.random.Generator], Any]]:
+    """Return the parts by name; each draws from its own stream."""
+    return {
+        "wrong_beats normal": lambda rng: family_wise(rng, count, "normal"),
+        "power": lambda rng: power(rng, 5 * count),
+        "wrong_ties": lambda rng: ties(rng, count),
+        "coverage": lambda rng: coverage(rng, count),
+        "coverage_over_tasks": lambda rng: coverage_over_tasks(rng, count),
+        "coverage_of_bands": lambda rng: coverage_of_bands(rng, count),
+        **{f"more_seeds {e}": partial(more_seeds, count=count // 2, effect=e) for e in EFFECTS},
+        **{f"wrong_beats {n}": partial(family_wise, count=4 * count, noise=n) for n in NOISE if n != "normal"},
+    }
 
 
 def main() -> None:
@@ -133,15 +152,36 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no part after so long")
     arguments = parser.parse_args()
     begun, count = time.perf_counter(), arguments.studies
-    rngs = [np.random.default_rng([arguments.seed, part]) for part in range(5)]
+    work = parts(count)
+    setting = {"studies": count, "seed": arguments.seed}
+    known: dict[str, Any] = {}
+    if arguments.json and arguments.json.exists():
+        before = json.loads(arguments.json.read_text())
+        if {key: before.get(key) for key in setting} == setting:
+            known = before["parts"]
+    for stream, (name, part) in enumerate(work.items()):
+        if name in known or time.perf_counter() - begun > arguments.seconds:
+            continue
+        known[name] = part(np.random.default_rng([arguments.seed, stream]))
+        print(f"{name}: {known[name] if isinstance(known[name], float) else 'done'}", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps({**setting, "parts": known}, indent=2) + "\n")
+    if len(known) < len(work):
+        print(f"{len(work) - len(known)} parts are left: call it again")
+        return
     found: dict[str, Any] = {
-        "wrong_beats": family_wise(rngs[0], count),
-        "wrong_ties": ties(rngs[1], count),
-        "power": power(rngs[2], 5 * count),
-        "coverage": coverage(rngs[3], count),
-        "more_seeds": more_seeds(rngs[4], count // 2),
+        "wrong_beats": {noise: known[f"wrong_beats {noise}"] for noise in NOISE},
+        "wrong_ties": known["wrong_ties"],
+        "power": known["power"],
+        "coverage": {
+            **known["coverage"],
+            "mean over runs x tasks (20 runs)": known["coverage_over_tasks"],
+            "tuning curve, all budgets at once": known["coverage_of_bands"],
+        },
+        "more_seeds": [row for effect in EFFECTS for row in known[f"more_seeds {effect}"]],
     }
     ratios = [row["ratio"] for row in found["more_seeds"]]
     median = float(np.median(ratios))
@@ -168,7 +208,7 @@ def main() -> None:
     print(f"more seeds, median ratio: {median:.2f}")
     for name, passed in found["passed"].items():
         print(f"{'pass' if passed else 'FAIL'}: {name}")
-    found |= {"studies": count, "seconds": round(time.perf_counter() - begun, 1), "machine": facts()}
+    found |= {**setting, "parts": known, "machine": facts()}
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 

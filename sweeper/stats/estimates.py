@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 _EXACT_PAIRS = 16  # 65,536 sign patterns are counted one by one, beyond that they are drawn
 _RESAMPLES = 9_999
@@ -40,7 +40,8 @@ def mean_interval(scores: ArrayLike, confidence: float = 0.95) -> Interval:
     mean = float(values.mean())
     if len(values) < 2:
         return Interval(mean, None, None)
-    half = float(stats.sem(values) * stats.t.ppf((1 + confidence) / 2, len(values) - 1))
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    half = float(error * special.stdtrit(len(values) - 1, (1 + confidence) / 2))
     return Interval(mean, mean - half, mean + half)
 
 

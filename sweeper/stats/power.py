@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 _MOST_PAIRS = 100_000
 
@@ -37,9 +37,10 @@ def power(effect: float, num_pairs: int, alpha: float = 0.05) -> float:
     freedom, shift = num_pairs - 1, abs(effect) * np.sqrt(num_pairs)
     if shift > 37:  # beyond it scipy's noncentral t loses its digits, and the power is 1
         return 1.0
-    critical = stats.t.isf(alpha / 2, freedom)
-    wrong_side = stats.nct.cdf(-critical, freedom, shift)  # NaN where it is too small for scipy
-    return float(stats.nct.sf(critical, freedom, shift) + np.nan_to_num(wrong_side))
+    # scipy.special computes the same as scipy.stats at a hundredth of the cost.
+    critical = special.stdtrit(freedom, 1 - alpha / 2)
+    wrong_side = special.nctdtr(freedom, shift, -critical)  # NaN where it is too small for scipy
+    return float(1 - special.nctdtr(freedom, shift, critical) + np.nan_to_num(wrong_side))
 
 
 def minimum_detectable_effect(num_pairs: int, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -89,10 +90,11 @@ def undecided_effect(effect: float, num_pairs: int, alpha: float = 0.05) -> floa
         Two-sided level that was not reached.
     """
     freedom, observed = num_pairs - 1, abs(effect) * np.sqrt(num_pairs)
-    critical = float(stats.t.isf(alpha / 2, freedom))
+    critical = float(special.stdtrit(freedom, 1 - alpha / 2))
 
     def inside(bound: float, shift: float) -> float:
-        return float(stats.nct.cdf(bound, freedom, shift) - np.nan_to_num(stats.nct.cdf(-bound, freedom, shift)))
+        wrong_side = np.nan_to_num(special.nctdtr(freedom, shift, -bound))
+        return float(special.nctdtr(freedom, shift, bound) - wrong_side)
 
     def excess(shift: float) -> float:
         return inside(observed, shift) / inside(critical, shift) - 0.5
