@@ -174,8 +174,11 @@ class LedgerTail:
 
 
 def _line(event: Event) -> bytes:
-    body = {"n": event.n, "t": event.t, "s": event.s, "kind": event.kind, **_encode(event.payload)}
-    text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+    body = {"n": event.n, "t": event.t, "s": event.s, "kind": event.kind, **event.payload}
+    try:
+        text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # a float that is not finite: rare, and only then every value is looked at
+        text = json.dumps(_encode(body), separators=(",", ":"), allow_nan=False)
     return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}'.encode()
 
 

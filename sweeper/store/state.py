@@ -8,7 +8,7 @@ kinds are an error: a newer writer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from sweeper.core.errors import InputError, Problem
@@ -213,7 +213,7 @@ class StudyState:
 
 def encode_spec(spec: TrialSpec) -> dict[str, Any]:
     """Return a trial as an event's payload."""
-    fields = asdict(spec) | {"params": dict(spec.params), "purpose": spec.kind.value}
+    fields = {**vars(spec), "params": dict(spec.params), "purpose": spec.kind.value}
     del fields["kind"]  # the event's own kind stands under that name
     return fields
 
@@ -226,4 +226,4 @@ def decode_spec(payload: Mapping[str, Any]) -> TrialSpec:
 
 def encode_measurement(measurement: Measurement) -> dict[str, Any]:
     """Return a measurement as a part of an event's payload."""
-    return {**asdict(measurement), "metrics": dict(measurement.metrics)}
+    return {**vars(measurement), "metrics": dict(measurement.metrics)}
