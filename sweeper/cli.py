@@ -154,6 +154,21 @@ def report(study: StudyOrResults, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def reproduce(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="a result folder")],
+    model: Annotated[str | None, typer.Option(help="which model; left out: the first that was confirmed")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train one confirmation again from what was saved: identical, within seed noise, or different (exit code 1)."""
+    from sweeper.workflows.reproduce import reproduce as run_again
+
+    found = run_again(results, model)
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+    if found.verdict == "different":
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(
     first: Annotated[str, typer.Argument(metavar="RESULTS_A", help="a result folder or its URL")],
     second: Annotated[str, typer.Argument(metavar="RESULTS_B", help="another")],

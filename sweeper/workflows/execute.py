@@ -20,14 +20,13 @@ from sweeper.report.build import build_report
 from sweeper.store.ledger import Ledger
 from sweeper.store.state import StudyState
 from sweeper.store.tables import write_tables
-from sweeper.train.options import TrainOptions
 from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
 from sweeper.workflows.confirm import confirmation_runs, more_runs
 from sweeper.workflows.export import write_best
 from sweeper.workflows.manifest import changes, open_manifest, record_costs, record_notes, record_openings
 from sweeper.workflows.progress import Progress
-from sweeper.workflows.study import Study
+from sweeper.workflows.study import Study, train_options
 from sweeper.workflows.tail import Tail, work_left
 from sweeper.workflows.tracking import Tracking, publish_tracked
 
@@ -139,7 +138,7 @@ def _on_ray(study: Study, book: Book, progress: Progress, interrupted: Callable[
         config = WorkerConfig(
             spec=study.spec,
             paths=study.paths,
-            options=_options(study, uses_gpu=shape.uses_gpu),
+            options=train_options(study, uses_gpu=shape.uses_gpu),
             cpus=max(1, int(resources.get("CPU", 1))),
         )
         progress.phase("starting lanes")
@@ -159,16 +158,6 @@ def _on_ray(study: Study, book: Book, progress: Progress, interrupted: Callable[
                     raise StopRequested("stopped on request; all finished work is kept")
 
             carry_out(study, book, serve, interrupted, count, progress.phase)
-
-
-def _options(study: Study, *, uses_gpu: bool) -> TrainOptions:
-    precision = study.spec.training.precision
-    return TrainOptions(
-        device="cuda" if uses_gpu else "cpu",
-        precision=("bf16" if uses_gpu else "fp32") if precision == "auto" else precision,
-        micro_batch_size=study.spec.training.micro_batch_size,
-        balance=study.spec.task.balance,
-    )
 
 
 def carry_out(

@@ -23,6 +23,7 @@ from sweeper.store.temporary import temporary_folder
 from sweeper.tasks.base import Task
 from sweeper.tasks.labelled import not_applicable
 from sweeper.tasks.registry import make_task, needs
+from sweeper.train.options import TrainOptions
 
 logger = logging.getLogger("sweeper")
 
@@ -156,3 +157,14 @@ def _refuse_useless(task: Task, spaces: Mapping[str, SearchSpace]) -> None:
     ]
     if problems:
         raise InputError(problems)
+
+
+def train_options(study: Study, *, uses_gpu: bool) -> TrainOptions:
+    """Return how training runs on this hardware."""
+    precision = study.spec.training.precision
+    return TrainOptions(
+        device="cuda" if uses_gpu else "cpu",
+        precision=("bf16" if uses_gpu else "fp32") if precision == "auto" else precision,
+        micro_batch_size=study.spec.training.micro_batch_size,
+        balance=study.spec.task.balance,
+    )
