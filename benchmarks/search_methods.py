@@ -279,32 +279,32 @@ def run(grid: Grid, known: dict[str, Any], processes: int, seconds: float) -> di
 def report(
     grid: Grid, references: dict[str, float], found: dict[tuple[str, str, int], list[float]], seconds: float
 ) -> dict[str, Any]:
-    """Return means, medians and paired differences of the searches that all methods have done."""
-    pairs = [
-        (task, seed)
-        for task in grid.tasks
-        for seed in range(grid.seeds)
-        if all((method, task, seed) in found for method in grid.methods)
-    ]
+    """Return means and medians over the searches that all methods have done, and differences over those of each two."""
+    everywhere = [(task, seed) for task in grid.tasks for seed in range(grid.seeds)]
     regrets = {
-        method: np.array([references[task] - np.array(found[method, task, seed]) for task, seed in pairs])
+        method: {
+            pair: references[pair[0]] - np.array(found[method, *pair])
+            for pair in everywhere
+            if (method, *pair) in found
+        }
         for method in grid.methods
-        if pairs
     }
+    pairs = [pair for pair in everywhere if all(pair in known for known in regrets.values())]
 
-    def by_budget(values: Sequence[Any]) -> dict[str, Any]:
+    def by_budget(values: Any) -> dict[str, Any]:
         return dict(zip(map(str, grid.budgets), values, strict=True))
 
+    common = {method: np.array([known[pair] for pair in pairs]) for method, known in regrets.items() if pairs}
     result: dict[str, Any] = {
-        "regret": {method: by_budget(r.mean(axis=0).tolist()) for method, r in regrets.items()},
-        "median_regret": {method: by_budget(np.median(r, axis=0).tolist()) for method, r in regrets.items()},
+        "regret": {method: by_budget(r.mean(axis=0).tolist()) for method, r in common.items()},
+        "median_regret": {method: by_budget(np.median(r, axis=0).tolist()) for method, r in common.items()},
+        "paired": {},
     }
-    if "sweeper" in regrets:
-        result["paired"] = {
-            method: by_budget([paired(difference) for difference in (regrets["sweeper"] - r).T])
-            for method, r in regrets.items()
-            if method != "sweeper"
-        }
+    for method, other in regrets.items():
+        shared = [pair for pair in other if pair in regrets.get("sweeper", {})]
+        if method != "sweeper" and shared:
+            differences = np.array([regrets["sweeper"][pair] - other[pair] for pair in shared])
+            result["paired"][method] = {"num_pairs": len(shared), **by_budget([paired(d) for d in differences.T])}
     return result | {
         "num_pairs": len(pairs),
         "complete": len(pairs) == len(grid.tasks) * grid.seeds,

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeper.core.trial import Measurement, TrialSpec
 from sweeper.engine.messages import Assignment, Measured, Started, StepReport, Tested
-from sweeper.engine.tune import Conductor
 from sweeper.store.ledger import Event, Ledger
 from sweeper.store.paths import replace_file
+
+if TYPE_CHECKING:  # a simulation needs no Ray
+    from sweeper.engine.tune import Conductor
 
 Curve = Callable[[TrialSpec], Iterator[Measurement]]
 """What training a trial would measure, epoch by epoch from 1; pure: the same trial gives the same curve."""
