@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from recorded_space import EPOCHS, EXAMPLE, METRIC, MODELS, RECORDED
 from transformers.utils import logging
 
 from sweeper.core.errors import DivergedError, InfeasibleError
@@ -38,12 +39,6 @@ from sweeper.spec.study import DataSpec, MetricSpec, ModelSpec, TaskSpec
 from sweeper.tasks.registry import make_task
 from sweeper.train.activation_cache import ActivationStore
 from sweeper.train.loop import TrainData, TrainOptions, train
-
-HERE = Path(__file__).parent
-EXAMPLE = HERE.parent / "examples" / "quickstart"
-RECORDED = HERE / "data" / "digits.parquet"
-MODELS = ("resnet", "vit")
-EPOCHS, METRIC = 9, "macro_f1"
 
 
 def configurations(space: SearchSpace, model: str, count: int) -> list[Params]:

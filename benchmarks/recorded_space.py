@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from record_space import EPOCHS, EXAMPLE, METRIC, MODELS, RECORDED
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
 from search_methods import Grid, load_known, publish, run
@@ -43,6 +42,11 @@ from sweeper.spec.space import load_space
 from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import stages
 
+HERE = Path(__file__).parent
+EXAMPLE = HERE.parent / "examples" / "quickstart"
+RECORDED = HERE / "data" / "digits.parquet"
+MODELS = ("resnet", "vit")
+EPOCHS, METRIC = 9, "macro_f1"
 NUM_TREES, LEAF, NUM_DRAWS = 100, 2, 20_000
 NUM_BLOCKS = {"resnet": 4, "vit": 3}
 METHODS = "random,tpe,random_asha,ray,sweeper"

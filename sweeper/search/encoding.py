@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _BELOW_ONE = 1.0 - 1e-9
+_ABSENT = object()
 _ON = math.sqrt(0.5)  # two categories, and the ends of an arc, are as far from each other as the ends of a range
 _CHANGE_CATEGORY = 0.15  # chance that a neighbour takes another category, next to its chance of moving at all
 
@@ -51,11 +53,8 @@ class Encoder:
 
     def units(self, configurations: Sequence[Params]) -> Array:
         """(N, P) unit rows of N configurations; NaN where a parameter is not active."""
-        rows = [
-            [_unit(p, params[p.name]) if p.name in params else math.nan for p in self._parameters]
-            for params in configurations
-        ]
-        return np.array(rows, dtype=np.float64).reshape(len(configurations), self.num_parameters)
+        columns = [_units(p, [params.get(p.name, _ABSENT) for params in configurations]) for p in self._parameters]
+        return np.column_stack(columns) if columns else np.zeros((len(configurations), 0))
 
     def decode(self, unit: Sequence[float]) -> dict[str, Scalar]:
         """Turn one unit row into a configuration, parents first; numbers of inactive parameters are passed over."""
@@ -153,16 +152,20 @@ def _value(parameter: Parameter, at: float) -> Scalar:
     return int(value) if isinstance(parameter, Int) else value
 
 
-def _unit(parameter: Parameter, value: Scalar) -> float:
-    """Position of a value in [0, 1): what `_values` turns into it again."""
+def _units(parameter: Parameter, values: Sequence[Any]) -> Array:
+    """Positions of values in [0, 1): what `_values` turns into them again; NaN for those that are absent."""
     if isinstance(parameter, Categorical):
-        same = [i for i, choice in enumerate(parameter.choices) if choice == value and type(choice) is type(value)]
-        return (same[0] + 0.5) / len(parameter.choices) if same else math.nan
-    assert isinstance(value, int | float), f"{parameter.name} is {value!r}"
-    if isinstance(parameter, Float):
-        at = parameter.fraction(float(value))
-    elif parameter.log:
-        at = math.log(value / (parameter.low - 0.5)) / math.log((parameter.high + 0.5) / (parameter.low - 0.5))
+        index = {(type(choice), choice): at for at, choice in enumerate(parameter.choices)}
+        at = [index.get((type(value), value), math.nan) for value in values]
+        return (np.array(at, dtype=np.float64) + 0.5) / len(parameter.choices)
+    number = np.array([math.nan if value is _ABSENT else value for value in values], dtype=np.float64)
+    low, high = float(parameter.low), float(parameter.high)
+    if isinstance(parameter, Int) and not parameter.log:
+        unit = ((number - low) / parameter.step + 0.5) / _num_steps(parameter)
+    elif low == high:
+        unit = np.where(np.isnan(number), number, 0.0)
     else:
-        at = ((value - parameter.low) / parameter.step + 0.5) / _num_steps(parameter)
-    return min(max(at, 0.0), _BELOW_ONE)
+        if isinstance(parameter, Int):
+            low, high = low - 0.5, high + 0.5
+        unit = np.log(number / low) / math.log(high / low) if parameter.log else (number - low) / (high - low)
+    return np.clip(unit, 0.0, _BELOW_ONE)

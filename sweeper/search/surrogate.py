@@ -16,7 +16,7 @@ then predicts values at the full budget. It is never told that a stopped trial w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -34,11 +34,11 @@ Array = NDArray[np.float64]
 
 NUM_STARTUP = 6  # trials, the default among them, before the process suggests
 MIN_OBSERVED = 4  # usable trials that it needs
-MAX_OBSERVATIONS = 144  # fitted at once; keeps a suggestion's cost bounded
-NUM_ENDS = 40  # latest failures, and latest trials without one, that the chance of success is learnt from
+MAX_OBSERVATIONS = 128  # fitted at once; keeps a suggestion's cost bounded
+NUM_ENDS = 30  # latest failures, and latest trials without one, that the chance of success is learnt from
 MAX_EPOCHS_SEEN = 5  # epochs of one trial that are looked at
 EXPLORATION = 0.05  # share of suggestions that are random whatever the process believes
-NUM_RANDOM, NUM_NEAR, NUM_CENTRES = 600, 64, 8
+NUM_RANDOM, NUM_NEAR, NUM_CENTRES = 512, 64, 8
 NUM_BEST, NUM_MOVED, WIDTHS = 8, 16, (0.1, 0.03)  # the best candidates are moved, by at most these shares of a range
 LARGEST = 1e100  # of a loss
 WORST = -3.0  # in units of (90% quantile - median)
@@ -196,11 +196,20 @@ def _scores(encoder: Encoder, observed: Sequence[Observed], max_epochs: int) -> 
     scale = float(np.quantile(values, 0.9)) - middle or 1.0
     values = np.maximum((values - middle) / scale, WORST)
     order = np.argsort(-values, kind="stable")
-    best = list(dict.fromkeys(rows[row][0] for row in order))[:NUM_CENTRES]
+    best = _first_different((rows[row][0] for row in order), NUM_CENTRES)
     kept = _thinned(order)
     features = encoder.features(encoder.units([observed[rows[row][0]].params for row in kept]))
     share = np.array([math.log(rows[row][1] / max_epochs) for row in kept])
     return _Scores(np.column_stack([features, share]), values[kept], best)
+
+
+def _first_different(numbers: Iterable[int], count: int) -> list[int]:
+    found: dict[int, None] = {}
+    for number in numbers:
+        found[number] = None
+        if len(found) == count:
+            break
+    return list(found)
 
 
 def _thinned(best_first: NDArray[np.intp]) -> list[int]:
