@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeAlias
 
 from sweeper.clusters.commands import run
 from sweeper.clusters.doctor import ClusterFacts
+from sweeper.store.storage import SEALS, below, filesystem_of, is_url
 
 
 class LaunchState(Enum):
@@ -64,7 +65,7 @@ class Launch:
     @property
     def results(self) -> str:
         """The result folder, as the cluster sees it."""
-        return f"{self.storage_path.rstrip('/')}/{self.study}"
+        return below(self.storage_path, self.study)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,9 @@ class Start:
     def __str__(self) -> str:
         return f"# start in the background, output to {self.log}\n{shlex.join(self.words)}"
 
+
+NOT_FETCHED = (".scratch", "lock.json", SEALS)
+"""What of a result folder stays where it is."""
 
 Step: TypeAlias = WriteFile | CopyFile | Run | Request | Start
 
@@ -184,13 +188,11 @@ def carry_out(step: WriteFile | CopyFile | Run | Start) -> str:
 
 def copy_file(source: Path, target: str) -> None:
     """Copy a local file to a path or to an ``s3://`` or ``gs://`` URL."""
-    if "://" not in target:
+    if not is_url(target):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         return
-    from pyarrow import fs
-
-    system, path = fs.FileSystem.from_uri(target)
+    system, path = filesystem_of(target)
     with source.open("rb") as reading, system.open_output_stream(path) as writing:
         shutil.copyfileobj(reading, writing)
 
@@ -205,16 +207,13 @@ def copy_results(results: str, target: Path) -> None:
     """
     from pyarrow import fs
 
-    if "://" in results:
-        system, root = fs.FileSystem.from_uri(results)
-    else:
-        system, root = fs.LocalFileSystem(), results
+    system, root = filesystem_of(results) if is_url(results) else (fs.LocalFileSystem(), results)
     if system.get_file_info(root).type is not fs.FileType.Directory:
         raise FileNotFoundError(results)
     target.mkdir(parents=True, exist_ok=True)
     for entry in system.get_file_info(fs.FileSelector(root, recursive=True)):
         relative = entry.path[len(root.rstrip("/")) + 1 :]
-        if relative.split("/")[0] in (".scratch", "lock.json") or entry.type is not fs.FileType.File:
+        if relative.split("/")[0] in NOT_FETCHED or entry.type is not fs.FileType.File:
             continue
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         with system.open_input_stream(entry.path) as reading, (target / relative).open("wb") as writing:

@@ -40,7 +40,7 @@ def connection(address: str | None = None, *, num_cpus: int | None = None) -> It
     if address is not None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        with environment.no_way_out():
+        with environment.no_way_out(), environment.on_loopback():
             ray.init(
                 address="local",  # never the cluster whose address an earlier Ray left in the temporary folder
                 num_cpus=num_cpus or len(os.sched_getaffinity(0)),

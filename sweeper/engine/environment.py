@@ -46,6 +46,28 @@ def prepare(*, own_ray: bool) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Start Ray inside this block so that all its processes listen on loopback alone.
+
+    Asked for 127.0.0.1, Ray takes the machine's outward address instead and listens on every one, except where its
+    clusters are switched off, as they are on Windows and macOS.
+    """
+    from ray._private import ray_constants
+
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    before, setting = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = setting
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 _NO_WAY_OUT = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost,::1"}
 """Port 9 (discard) of loopback: nothing listens there."""
 

@@ -153,6 +153,7 @@ class TrainingWorker:
         assert self._run is not None
         assert self._trial is not None
         assert self._segment is not None
+        self._run.gather()
         if _rank() == 0:
             name = f"e{self._run.epoch:05d}-a{self._segment.attempt}"
             folder = self._paths.snapshots(self._trial.trial_id)

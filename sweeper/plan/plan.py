@@ -83,6 +83,11 @@ def make_plan(
     training = spec.training.model_dump(
         mode="json", include={"num_workers", "precision", "micro_batch_size", "activation_cache"}
     )
+    # Named only where they were asked for: studies that began before there were such settings stay the same.
+    if spec.training.strategy != "ddp":
+        training["strategy"] = spec.training.strategy
+    if spec.training.gradient_checkpointing:
+        training["gradient_checkpointing"] = True
     content = {
         "seed": spec.seed,
         "objective": {"metric": objective.metric, "goal": objective.goal},

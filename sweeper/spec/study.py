@@ -205,6 +205,12 @@ class TrainingSpec(_Section):
         "auto", description="keep the states of frozen blocks instead of computing them in every step; auto: on CPUs"
     )
     activation_cache_gigabytes: float = Field(10, gt=0, description="most disk that these states may take")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several workers: the model on each, or shared out over them (larger than one GPU)"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute states again in the backward pass instead of keeping them: less memory, more time"
+    )
     micro_batch_size: int | None = Field(
         None, ge=1, description="most examples a worker holds at once; gradients accumulate up to batch_size"
     )
@@ -213,7 +219,9 @@ class TrainingSpec(_Section):
     snapshot_seconds: float = Field(60, ge=0, description="a trial's state is saved at most this often, at epoch ends")
 
     def caches_activations(self, device: str) -> bool:
-        """Whether the states of frozen blocks are kept on a device."""
+        """Whether the states of frozen blocks are kept on a device; never of a model that is shared out."""
+        if self.strategy == "fsdp":
+            return False
         return device == "cpu" if self.activation_cache == "auto" else self.activation_cache
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sweeper.core.trial import Measurement
+from sweeper.train.sharding import like, whole
 
 State = Mapping[str, torch.Tensor]
 
@@ -71,10 +72,10 @@ def copy_weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the moments by parameter name."""
+    """Return the moments by parameter name; of a sharded module whole, and on every worker at once."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": value.detach().cpu()
+        f"{names[parameter]}/{key}": whole(value.detach()).cpu()
         for parameter, moments in optimizer.state.items()
         for key, value in moments.items()
         if isinstance(value, torch.Tensor)
@@ -88,4 +89,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, state
         name, _, key = path.rpartition("/")
         parameter = parameters[name]
         on_cpu = key == "step" and not any(group.get("fused") for group in optimizer.param_groups)
-        optimizer.state[parameter][key] = value.clone() if on_cpu else value.to(parameter.device, copy=True)
+        optimizer.state[parameter][key] = value.clone() if on_cpu else like(value, parameter)
+
+
+def carry_state(
+    old: torch.optim.Optimizer, old_module: nn.Module, new: torch.optim.Optimizer, new_module: nn.Module
+) -> None:
+    """Give the optimizer of a sharded module the moments of another's, by the names of parameters that both train."""
+    trained = {id(parameter) for group in new.param_groups for parameter in group["params"]}
+    names = {name for name, parameter in new_module.named_parameters() if id(parameter) in trained}
+    state = optimizer_state(old, old_module)
+    kept = {path: value for path, value in state.items() if path.rpartition("/")[0] in names}
+    restore_optimizer(new, new_module, kept)

@@ -16,6 +16,7 @@ from sweeper.tasks.base import Batch, Examples, Predictions, Task
 from sweeper.train import parallel
 from sweeper.train.activation_cache import Serving, uncached
 from sweeper.train.options import TrainOptions
+from sweeper.train.sharding import is_sharded
 
 THRESHOLD_FILE = "decision.json"
 
@@ -42,15 +43,19 @@ def evaluate(
     parts: list[tuple[NDArray[np.int64], NDArray[np.float32], float]] = []
     module.eval()
     exhausted = False
+    lockstep = is_sharded(module)
+    fewer = len(mine) < -(-len(batches) // parallel.world_size())  # by one, which a sharded model must make up for
     while mine and not exhausted:
         rows = mine.pop()
         try:
             parts.append((rows, *_forward(module, task, examples.batch(rows), options, serve(rows))))
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or lockstep:
                 raise
             exhausted = len(rows) == 1
             mine.extend(np.array_split(rows, 2)[::-1])
+    if lockstep and fewer:
+        _forward(module, task, examples.batch(batches[0]), options, uncached(batches[0]))
     if parallel.any_worker(exhausted):
         raise InfeasibleError("out of memory when evaluating one example")
     gathered = [part for parts in parallel.gather(parts) for part in parts]

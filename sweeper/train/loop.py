@@ -23,7 +23,7 @@ from sweeper.core.selection import best_measurement
 from sweeper.core.trial import Measurement, TrialSpec
 from sweeper.models.load import Pretrained
 from sweeper.tasks.base import Batch, Examples, LossOptions, Task
-from sweeper.train import checkpoint, parallel
+from sweeper.train import checkpoint, parallel, sharding
 from sweeper.train.activation_cache import ActivationStore, Serving, cached_prefix, uncached
 from sweeper.train.augment import Augmentation, Draws
 from sweeper.train.balance import class_weights
@@ -125,6 +125,8 @@ class TrainingRun(Iterator[Measurement]):
         self._optimizer: Any = None
         self._wrapped: Any = None
         self._frozen: list[torch.nn.Module] = []
+        self._is_sharded = options.strategy == "fsdp" and parallel.world_size() > 1
+        self._gathered: checkpoint.State = {}
         if len(data.train) < self._settings.batch_size:
             raise InfeasibleError(
                 f"batch_size: {self._settings.batch_size} is more than the {len(data.train)} training examples"
@@ -137,7 +139,9 @@ class TrainingRun(Iterator[Measurement]):
             )
         self._module: Any = model.instantiate(trial.seed, self._settings.dropouts, reinitialised)
         live_reinitialised = check_reinitialised(model, self._module, self._settings)
-        self._module = self._module.to(self._device)
+        if options.gradient_checkpointing:
+            sharding.checkpoint_activations(self._module)
+        self._module = self._module if self._is_sharded else self._module.to(self._device)
         self.effective: dict[str, Any] = {
             "batch_size": max(len(rows) for rows in self._batches(0)),
             "dropouts": check_model(model, self._module, self._settings),
@@ -146,6 +150,8 @@ class TrainingRun(Iterator[Measurement]):
             "lr_scheduler_type": self._settings.lr_scheduler_type,
             "precision": options.precision,
             "num_workers": parallel.world_size(),
+            "strategy": options.strategy,
+            "gradient_checkpointing": bool(getattr(self._module, "is_gradient_checkpointing", False)),
             "num_reinitialised_blocks": live_reinitialised,
             "balance": self._balance,
             "focal_gamma": self._settings.focal_gamma,
@@ -153,7 +159,9 @@ class TrainingRun(Iterator[Measurement]):
             "patience": self._settings.patience,
             "activation_cache": activations is not None and self._augmentation.is_off,
             "augmentation": {name: value for name, value in vars(self._augmentation).items() if value},
-            "stages": [{"from_epoch": stage.from_epoch, **self._set_up(stage)[1]} for stage in self._stages],
+            "stages": [
+                {"from_epoch": stage.from_epoch, **self._set_up(stage, self._module)[1]} for stage in self._stages
+            ],
         }
         check_batch_size(self._settings.batch_size, self.effective["batch_size"])
         if resume is None:
@@ -189,13 +197,16 @@ class TrainingRun(Iterator[Measurement]):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             train_loss = self._train_epoch()
-        parallel.share_buffers(self._module)
+        parallel.share_buffers(self._live)
+        if self._is_sharded:
+            sharding.bring_home(self._live, self._module)
         validation_loss, predictions = evaluate(
-            self._module, self._task, self._data.validation, self._options, self._serve_validation
+            self._live, self._task, self._data.validation, self._options, self._serve_validation
         )
         if not np.isfinite(train_loss) or not np.isfinite(validation_loss) or not np.isfinite(predictions).all():
             raise DivergedError(f"the loss is not finite in epoch {self.epoch + 1}")
-        parallel.check_equal(self._module)
+        if not self._is_sharded:
+            parallel.check_equal(self._module)
         before = self._measurements[-1].elapsed_seconds if self._measurements else 0.0
         threshold = self._task.choose_threshold(self._data.validation.targets, predictions)
         measurement = Measurement(
@@ -220,15 +231,20 @@ class TrainingRun(Iterator[Measurement]):
         patience = self._settings.patience
         return patience is not None and best is not None and self.epoch - best.epoch >= patience
 
+    def gather(self) -> None:
+        """Prepare a snapshot; call on every worker before one of them saves it."""
+        if self._is_sharded:
+            self._gathered = checkpoint.optimizer_state(self._optimizer, self._live)
+
     def save_snapshot(self, folder: Path) -> None:
-        """Write the full state into an existing folder; call between measurements, on one worker."""
+        """Write the full state into an existing folder; call between measurements, on one worker, after `gather`."""
         checkpoint.save_snapshot(
             folder,
             checkpoint.Snapshot(
                 asked=self._asked,
                 weights=checkpoint.copy_weights(self._module),
                 best=self._best,
-                optimizer=checkpoint.optimizer_state(self._optimizer, self._module),
+                optimizer=self._gathered or checkpoint.optimizer_state(self._optimizer, self._module),
                 measurements=self._measurements,
                 micro_batch_size=self._micro,
                 threshold=self._threshold,
@@ -244,7 +260,7 @@ class TrainingRun(Iterator[Measurement]):
     def close(self) -> None:
         """Free the weights and the optimizer; the run is over."""
         self._module = self._wrapped = self._optimizer = None
-        self._frozen, self._best = [], {}
+        self._frozen, self._best, self._gathered = [], {}, {}
         self._serve_train = self._serve_validation = uncached
 
     @property
@@ -254,28 +270,38 @@ class TrainingRun(Iterator[Measurement]):
 
     # -- stages --------------------------------------------------------------------------------------------
 
-    def _set_up(self, stage: Stage) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
+    @property
+    def _live(self) -> Any:
+        """The module whose parameters are trained: the plain one, or its sharded copy."""
+        return self._wrapped if self._is_sharded else self._module
+
+    def _set_up(self, stage: Stage, module: Any) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
         """Let a stage's groups train and build their optimizer; read both back and compare."""
         layout = self._model.layout
-        parameters = dict(self._module.named_parameters())
+        parameters = dict(module.named_parameters())
         for group, names in enumerate(layout.groups):
             for name in names:
                 parameters[name].requires_grad_(group in stage.rates)
-        optimizer = make_optimizer(self._settings, self._module, layout, stage)
-        live = read_stage(optimizer, self._module, layout)
+        optimizer = make_optimizer(self._settings, module, layout, stage)
+        live = read_stage(optimizer, module, layout)
         check_stage(live, self._settings, stage)
         return optimizer, live
 
     def _enter(self, stage: Stage) -> None:
         """Begin a stage; parameters that went on training keep their moments."""
-        optimizer, live = self._set_up(stage)
+        optimizer, live = self._set_up(stage, self._module)
+        if self._is_sharded:
+            sharded = sharding.shard(self._module, self._model.layout, self._device)
+            optimizer, live = self._set_up(stage, sharded)
         check_same_stage(self.effective["stages"][self._stages.index(stage)], live)
-        if self._optimizer is not None:
+        if self._optimizer is not None and self._is_sharded:
+            checkpoint.carry_state(self._optimizer, self._live, optimizer, sharded)
+        elif self._optimizer is not None:
             carry_state(self._optimizer, optimizer)
         self._stage, self._optimizer = stage, optimizer
-        self._frozen = _frozen_modules(self._module, self._model.layout, stage)
+        self._wrapped = sharded if self._is_sharded else parallel.wrap(self._module, self._device)
+        self._frozen = _frozen_modules(self._live, self._model.layout, stage)
         self._serve_train, self._serve_validation = self._serve("train"), self._serve("validation")
-        self._wrapped = parallel.wrap(self._module, self._device)
 
     def _is_pristine_below(self, boundary: int) -> bool:
         """Whether every weight below a boundary is the checkpoint's: none drawn anew, none trained before."""
@@ -313,7 +339,7 @@ class TrainingRun(Iterator[Measurement]):
         self._module.load_state_dict(snapshot.weights)
         # The stage that was under way: one that begins at this very epoch is entered by the next step.
         self._enter([stage for stage in self._stages if stage.from_epoch < max(self.epoch, 1)][-1])
-        checkpoint.restore_optimizer(self._optimizer, self._module, snapshot.optimizer)
+        checkpoint.restore_optimizer(self._optimizer, self._live, snapshot.optimizer)
 
     # -- an epoch ------------------------------------------------------------------------------------------
 
@@ -392,28 +418,39 @@ class TrainingRun(Iterator[Measurement]):
         mine = np.array_split(np.arange(len(rows)), world)[parallel.rank()]
         share = world / len(rows) if len(mine) else 0.0  # DDP averages over workers
         mine = mine if len(mine) else np.arange(1)  # a worker without a part still joins the others' reduction
-        micro = self._micro or len(mine)
-        *first, last = [mine[i : i + micro] for i in range(0, len(mine), micro)]
+        *first, (last, weight) = self._parts(mine, -(-len(rows) // world))
         losses = torch.zeros((), dtype=torch.float64, device=self._device)
         reduced = False
         try:
             with parallel.without_reduction(self._wrapped):
-                for part in first:
-                    loss = self._loss(rows, part, draws)
+                for part, counts in first:
+                    loss = self._loss(rows, part, draws) * counts
                     losses += loss.detach()
                     (loss * share).backward()
-            loss = self._loss(rows, last, draws)
+            loss = self._loss(rows, last, draws) * weight
             losses += loss.detach()
             if parallel.any_worker(False):
                 return None
             reduced = True
             (loss * share).backward()
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or (reduced and world > 1):
+            if not is_out_of_memory(error) or (world > 1 and (reduced or self._is_sharded)):
                 raise  # amid a reduction the others cannot be told: the lane is given up
             parallel.any_worker(True)
             return None
         return losses if share else torch.zeros_like(losses)
+
+    def _parts(self, mine: NDArray[np.int64], most: int) -> list[tuple[NDArray[np.int64], float]]:
+        """Cut this worker's examples, ``most`` on any worker, into micro-batches, each with what it counts.
+
+        Sharded workers take as many forward passes as each other, if need be with one that counts nothing.
+        """
+        micro = self._micro or most
+        if not self._is_sharded:
+            return [(mine[i : i + micro], 1.0) for i in range(0, len(mine), micro)]
+        count = -(-most // micro)
+        parts = [(part, 1.0) for part in np.array_split(mine, count) if len(part)]
+        return [(mine[:1], 0.0)] * (count - len(parts)) + parts
 
     def _loss(self, rows: NDArray[np.int64], at: NDArray[np.int64], draws: Draws | None) -> Any:
         """Return the summed loss of a batch's examples at positions ``at``, a tensor of one element."""

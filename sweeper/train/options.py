@@ -24,6 +24,10 @@ class TrainOptions:
         Examples of an evaluation batch.
     balance:
         ``none``, ``class-weights`` or ``sampler``, unless a trial's own parameter says otherwise.
+    strategy:
+        With several workers: ``ddp`` holds the model on each, ``fsdp`` shares it out.
+    gradient_checkpointing:
+        Compute the blocks' states again in the backward pass instead of keeping them.
     """
 
     device: str = "cpu"
@@ -31,6 +35,8 @@ class TrainOptions:
     micro_batch_size: int | None = None
     eval_batch_size: int = 256
     balance: str = "none"
+    strategy: str = "ddp"
+    gradient_checkpointing: bool = False
 
     def autocast(self) -> Any:
         """Return the context in which forward passes run."""

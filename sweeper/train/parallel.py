@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sweeper.core.errors import MismatchError
+from sweeper.train import sharding
+from sweeper.train.sharding import is_sharded
 
 T = TypeVar("T")
 
@@ -39,6 +41,8 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
 
 def without_reduction(module: Any) -> AbstractContextManager[Any]:
     """Return a context in which a backward pass of a wrapped module keeps its gradients to itself."""
+    if world_size() > 1 and is_sharded(module):
+        return sharding.without_reduction(module)
     return module.no_sync() if world_size() > 1 else nullcontext()
 
 

@@ -19,6 +19,7 @@ from sweeper.clusters.profiles import TYPES, Profile, load_profile, make_cluster
 from sweeper.core.errors import InputError, Problem
 from sweeper.spec.load import load_study
 from sweeper.spec.study import StudySpec
+from sweeper.store.storage import is_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,10 +206,9 @@ def examine(profile_name: str, study: Path | None, overrides: Sequence[str] = ()
 def _storage(spec: StudySpec, profile: Profile) -> str:
     """Return where results go, as the cluster sees it."""
     if profile.storage_path is not None:
-        return profile.storage_path.rstrip("/")
-    is_url = "://" in spec.storage_path
+        return profile.storage_path if is_url(profile.storage_path) else profile.storage_path.rstrip("/")
     shared = any(Path(spec.storage_path).is_relative_to(path) for path in profile.shared_paths)
-    if profile.type == "local" or is_url or shared:
+    if profile.type == "local" or is_url(spec.storage_path) or shared:
         return spec.storage_path
     rule = "results need a place that all nodes see"
     remedy = "set storage_path in the profile, or give the study an s3:// or gs:// URL"

@@ -167,4 +167,6 @@ def train_options(study: Study, *, uses_gpu: bool) -> TrainOptions:
         precision=("bf16" if uses_gpu else "fp32") if precision == "auto" else precision,
         micro_batch_size=study.spec.training.micro_batch_size,
         balance=study.spec.task.balance,
+        strategy=study.spec.training.strategy,
+        gradient_checkpointing=study.spec.training.gradient_checkpointing,
     )

@@ -4,9 +4,11 @@ import json
 import zipfile
 
 import pytest
+import stubs3
 
 from sweeper.cli import main
 from sweeper.clusters import package as package_module
+from sweeper.clusters.base import Launch, copy_results
 from sweeper.clusters.launches import is_launch, new_name
 from sweeper.clusters.package import build_package, unpack
 from sweeper.core.errors import InputError
@@ -158,3 +160,21 @@ def test_a_launch_without_shared_storage_is_refused(study, tmp_path, capsys):
     code, said = run(capsys, "launch", str(study), "--cluster", str(profile), "--dry-run")
     assert code == 2
     assert "results need a place that all nodes see" in said.err
+
+
+def test_results_in_an_object_store_are_fetched_without_what_only_runs_need(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with stubs3.serving() as (store, at):
+        launch = Launch(
+            name="made-1",
+            study="made",
+            package=tmp_path / "p.zip",
+            storage_path=f"s3://bucket/results?endpoint_override={at}&scheme=http&region=us-east-1",
+        )
+        for name in ("report/index.html", "manifest.json", ".scratch/data", ".seals/report.json"):
+            store.objects[f"bucket/results/made/{name}"] = name.encode()
+        copy_results(launch.results, tmp_path / "home")
+    found = sorted(path.relative_to(tmp_path / "home").as_posix() for path in (tmp_path / "home").rglob("*.*"))
+    assert found == ["manifest.json", "report/index.html"]

@@ -176,24 +176,36 @@ def test_an_epoch_holds_every_example_once_in_an_order_of_its_own():
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def _worker(rank, world, port, folder, checkpoint, unfreezing, queue):
+def _worker(rank, world, port, folder, checkpoint, unfreezing, strategy, queue):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     bench = Bench(folder / f"{rank}", checkpoint)
-    run = bench.run(unfreezing=unfreezing, dropout=0.0, **SCHEDULES[unfreezing])
-    losses = [(m.train_loss, m.validation_loss) for m in run]
+    options = TrainOptions(strategy=strategy, eval_batch_size=3, micro_batch_size=3)  # parts that do not come out even
+    asked = {"unfreezing": unfreezing, "dropout": 0.0, "options": options, **SCHEDULES[unfreezing]}
+    run = bench.run(**asked)
+    losses = [(m.train_loss, m.validation_loss) for m in (next(run), next(run))]
+    run.gather()
+    if rank == 0:
+        (folder / "snapshot").mkdir()
+        run.save_snapshot(folder / "snapshot")
+    torch.distributed.barrier()
+    run = bench.run(resume=folder / "snapshot", **asked)
+    assert (type(next(run._live.parameters())).__name__ == "DTensor") == (strategy == "fsdp")
+    losses += [(m.train_loss, m.validation_loss) for m in run]
     queue.put((rank, losses, sum(p.double().sum().item() for p in run._module.parameters())))
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("unfreezing", ["gradual", "head_then_full"])
-def test_two_workers_train_like_one_and_stay_equal_over_every_stage(bench, checkpoints, tmp_path, unfreezing):
+@pytest.mark.parametrize(
+    ("unfreezing", "strategy"), [("gradual", "ddp"), ("head_then_full", "ddp"), ("gradual", "fsdp")]
+)
+def test_two_workers_train_like_one_over_every_stage_and_a_snapshot(bench, checkpoints, tmp_path, unfreezing, strategy):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     queue = context.Queue()
-    arguments = (2, port, tmp_path, checkpoints["vit"], unfreezing, queue)
+    arguments = (2, port, tmp_path, checkpoints["vit"], unfreezing, strategy, queue)
     workers = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(2)]
     for worker in workers:
         worker.start()
@@ -208,3 +220,11 @@ def test_two_workers_train_like_one_and_stay_equal_over_every_stage(bench, check
     assert results[0][2] == results[1][2]
     assert np.allclose(results[0][1], single, rtol=1e-3)
     assert math.isfinite(single[-1][0])
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_gradient_checkpointing_changes_no_loss(bench, name):
+    kept = [facts(m) for m in bench[name].run(dropout=0.2, max_epochs=2)]
+    again = bench[name].run(dropout=0.2, max_epochs=2, options=TrainOptions(gradient_checkpointing=True))
+    assert again.effective["gradient_checkpointing"]
+    assert [m[1:3] for m in map(facts, again)] == [pytest.approx(m[1:3], rel=1e-5) for m in kept]
