@@ -37,6 +37,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from machine import facts
 
+from sweeper.testing.leaks import Inventory, take_inventory
+
 TABLES = ("trials", "measurements", "confirmations", "predictions")
 TIMES = {"elapsed_seconds", "device_seconds", "started_at", "finished_at", "node", "num_retries"}
 MARK = "SWEEPER_CHAOS"  # in the environment of every process of a run: how they are found
@@ -117,8 +119,17 @@ class Session:
 
     def __init__(self, study: Path) -> None:
         self.mark = uuid.uuid4().hex
+        self.marking = f"{MARK}={self.mark}"
         self.results = study.parent / "results" / "chaos"
-        environment = os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
+        self.temporary = study.parent / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        environment = os.environ | {
+            MARK: self.mark,
+            "HF_HUB_OFFLINE": "1",
+            "RAY_AUTH_MODE": "disabled",
+            "TMPDIR": str(self.temporary),
+            "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp"),  # its sockets need short names
+        }
         self.log = study.parent / f"session-{self.mark[:8]}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -128,6 +139,10 @@ class Session:
                 env=environment,
                 start_new_session=True,
             )
+
+    def left_behind(self, before: Inventory) -> list[str]:
+        """Name what is there, after the run's end, that was not there before."""
+        return take_inventory([self.results], self.marking, self.temporary).since(before)
 
     def processes(self) -> list[int]:
         """All living processes of this run, the driver's first."""
@@ -217,11 +232,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds before the first event of a trial, seconds of a whole study, and when to stop (monotonic)."""
+    """Seconds before the first event of a trial, seconds of a whole study, when to stop (monotonic), what was there."""
 
     ready: float
     total: float
-    deadline: float = math.inf
+    deadline: float
+    before: Inventory
 
 
 def undisturbed(study: Path) -> tuple[Path, float, float]:
@@ -287,17 +303,12 @@ def disturb(
                 since = now
         stayed = session.clear()
         if session.process.returncode == 0:
-            outcome.left_behind += stayed + _left_in(session.results)
+            outcome.left_behind += stayed + session.left_behind(pace.before)
             outcome.studies += 1
             return session.results
         if not left and session.process.returncode > 0 and outcome.sessions > kills + 10:
             outcome.failures.append(session.log.read_text()[-500:])
             return session.results
-
-
-def _left_in(results: Path) -> list[str]:
-    names = ["lock.json", ".scratch/ray", ".scratch/snapshots"]
-    return [name for name in names if (results / name).exists()]
 
 
 def rows(results: Path, table: str) -> list[dict[str, Any]]:
@@ -365,11 +376,12 @@ def campaign(arm: Path, models: Path, options: argparse.Namespace, lanes: int, d
         reference, ready, total = undisturbed(write_study(models, arm / "reference", options.trials, lanes))
         outcome = Outcome()
     print(f"{lanes} lane(s): reference {total:.0f} s, {ready:.0f} s of it before the first trial", flush=True)
+    before = take_inventory(mark=f"{MARK}=none")
     rng = random.Random(f"{options.seed}/{lanes}/{outcome.kills}" if outcome.kills else f"{options.seed}/{lanes}")
     while not outcome.is_done(options.kills) and not outcome.failures and time.monotonic() < deadline:
         home = arm / f"disturbed-{outcome.studies}"
         study = home / "study.yaml" if home.exists() else write_study(models, home, options.trials, lanes)
-        pace = Pace(ready, total, deadline)
+        pace = Pace(ready, total, deadline, before)
         results = disturb(study, max(0, options.kills - outcome.kills), rng, pace, outcome)
         if results is not None and not outcome.failures:
             count_lost_and_doubled(results, options.trials, outcome)

@@ -15,6 +15,7 @@ from sweeper.engine.cluster import lane_count
 from sweeper.engine.lanes import Lanes, LaneShape
 from sweeper.engine.messages import Failed
 from sweeper.engine.tune import run_assignments
+from sweeper.testing.leaks import no_leaks
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ONE = LaneShape(num_workers=1, resources_per_worker={"CPU": 1})
@@ -22,22 +23,9 @@ ONE = LaneShape(num_workers=1, resources_per_worker={"CPU": 1})
 
 @pytest.fixture(scope="module")
 def lanes(ray_session, tmp_path_factory):
-    with Lanes(2, ONE, lanework.Worker, tmp_path_factory.mktemp("lanes")) as pool:
+    with no_leaks(), Lanes(2, ONE, lanework.Worker, tmp_path_factory.mktemp("lanes")) as pool:
         pool.wait_ready()
         yield pool
-    assert leftovers() == []
-
-
-def leftovers():
-    """Return placement groups and Ray actors of ours that still live, after a moment to die."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        groups = [g["state"] for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
-        ours = processes("ray::RayTrainWorker", "ray::TrainController", "ray::LaneTrainable", "ray::Exchange")
-        if not groups and not ours:
-            break
-        time.sleep(0.5)
-    return groups + ours
 
 
 def processes(*names):

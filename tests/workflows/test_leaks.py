@@ -1,0 +1,56 @@
+"""The helper that looks for leaks finds each kind of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from sweeper.testing.leaks import no_leaks, take_inventory
+
+
+def test_every_kind_of_leak_is_found_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    results = tmp_path / "results"
+    (results / ".scratch" / "snapshots").mkdir(parents=True)
+    mark = f"SWEEPER_LEAK={os.getpid()}"
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], env=os.environ | dict([mark.split("=")])
+    )
+    shared = Path(f"/dev/shm/sweeper-test-{os.getpid()}")
+    before = take_inventory(mark="SWEEPER_LEAK=none")
+    try:
+        (tmp_path / "temporary" / "sweeper-1").mkdir()
+        (results / "lock.json").touch()
+        (results / ".trials.parquet.1.partial").touch()
+        shared.touch()
+        left = take_inventory([results], mark).since(before)
+    finally:
+        shared.unlink(missing_ok=True)
+        sleeper.kill()
+        sleeper.wait()
+    assert len(left) == 6
+    text = "\n".join(left)
+    expected = (
+        "snapshots",
+        "lock.json",
+        ".trials.parquet.1.partial",
+        f"process {sleeper.pid}",
+        shared.name,
+        "sweeper-1",
+    )
+    for part in expected:
+        assert part in text
+
+
+def test_leaks_are_an_assertion(tmp_path):
+    with pytest.raises(AssertionError, match=r"left behind: .*lock\.json"), no_leaks([tmp_path], patience_seconds=0.3):
+        (tmp_path / "lock.json").touch()
+    (tmp_path / "lock.json").unlink()
+    with no_leaks([tmp_path], patience_seconds=0.3):
+        pass
