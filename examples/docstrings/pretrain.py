@@ -1,14 +1,16 @@
 """Pretrains two small encoders by masked-language modelling, in about a minute on one core.
 
-    python examples/docstrings/pretrain.py [--text FILE.csv:COLUMN]
+    python examples/docstrings/pretrain.py [--text FILE.csv:COLUMN | --study STUDY.yaml]
 
 The text is that of `builtin:docstrings` without its labels (docstrings of the installed packages, library names
-masked), or a column of a csv file. Both encoders share one WordPiece vocabulary trained on the same text.
+masked), a column of a csv file, or the training inputs of a study, whose two checkpoints are then made. Both encoders
+share one WordPiece vocabulary trained on the same text.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,7 +27,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from sweeper import load_study
 from sweeper.data.builtin import read_builtin
+from sweeper.data.prepare import prepare
+from sweeper.tasks.registry import needs
 
 LENGTH = 32
 VOCABULARY = 2048
@@ -80,29 +85,45 @@ def pretrain(model: PreTrainedModel, ids: torch.Tensor, tokenizer: BertTokenizer
     return sum(losses[-20:]) / 20
 
 
+def of_study(path: Path) -> tuple[list[str], dict[str, Path]]:
+    """Return the training inputs of a study, as it prepares them, and where its checkpoints belong."""
+    spec = load_study(path)
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare(spec.task, seed=spec.seed, folder=Path(folder), **needs(spec.task))
+        texts = data.train().column("text").to_pylist()
+    return texts, {model.name: Path(model.checkpoint) for model in spec.models}
+
+
 def main() -> None:
     """Pretrain and save both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "checkpoints")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument(
+        "--study", type=Path, help="take its training inputs, and make its checkpoints bert and distilbert"
+    )
     parser.add_argument("--text", help="FILE.csv:COLUMN to use in the place of docstrings")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if arguments.text:
+    places = {name: arguments.output / name for name in ("bert", "distilbert")}
+    if arguments.study:
+        texts, places = of_study(arguments.study)
+    elif arguments.text:
         file, _, column = arguments.text.rpartition(":")
         texts = pyarrow.csv.read_csv(file).column(column).to_pylist()
     else:
         texts = read_builtin("docstrings?per_class=1000").column("text").to_pylist()
     tokenizer = train_tokenizer(texts)
-    encoded = tokenizer(texts, truncation=True, max_length=LENGTH, padding="max_length", return_tensors="pt")
+    length = 96 if arguments.study else LENGTH  # records are longer than the docstrings' first words
+    encoded = tokenizer(texts, truncation=True, max_length=length, padding="max_length", return_tensors="pt")
     for name, model in make_models(len(tokenizer)).items():
         began = time.perf_counter()
         loss = pretrain(model, encoded["input_ids"], tokenizer, arguments.steps)
-        model.base_model.save_pretrained(arguments.output / name)
-        tokenizer.save_pretrained(arguments.output / name)
+        model.base_model.save_pretrained(places[name])
+        tokenizer.save_pretrained(places[name])
         count = sum(parameter.numel() for parameter in model.base_model.parameters())
         print(f"{name}: {count:,} parameters, loss {loss:.3f}, {time.perf_counter() - began:.0f} s", flush=True)
 
