@@ -154,6 +154,25 @@ def report(study: StudyOrResults, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def suite(
+    file: Annotated[Path, typer.Argument(metavar="SUITE.yaml", help="suite file")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder; left out: suites/NAME")] = None,
+    gather: Annotated[bool, typer.Option("--gather", help="run nothing, use the results that are there")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run or gather several studies into one leaderboard over tasks."""
+    from sweeper.workflows.suite import run_suite
+
+    done = run_suite(file, output, only_gather=gather)
+    if as_json:
+        typer.echo(json.dumps(done.found, indent=2))
+        return
+    for sentence in done.sentences:
+        typer.echo(sentence)
+    typer.echo(f"suite: {done.folder / 'index.html'}")
+
+
+@app.command()
 def reproduce(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="a result folder")],
     model: Annotated[str | None, typer.Option(help="which model; left out: the first that was confirmed")] = None,

@@ -71,7 +71,7 @@ def page(
     manifest = source.manifest
     ranking, scale = _ranking(entries)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             name=manifest.name,
@@ -121,12 +121,16 @@ def page(
             gain=_gain,
             si=si,
             shown=_shown,
-            figure_data=_embedded([*single.values(), *parallel, *confusion]),
-            plotly=Markup(_plotly()),  # noqa: S704 - base64
-            style=_asset("style.css"),
-            script=_asset("page.js"),
+            figure_data=embedded([*single.values(), *parallel, *confusion]),
+            **assets(),
         )
     )
+
+
+def assets() -> dict[str, Markup]:
+    """Return what every page carries: plotly's library (packed), the style and the script."""
+    plotly = Markup(_plotly())  # noqa: S704 - base64
+    return {"plotly": plotly, "style": _asset("style.css"), "script": _asset("page.js")}
 
 
 def si(value: float | None, unit: str = "") -> str:
@@ -138,7 +142,8 @@ def si(value: float | None, unit: str = "") -> str:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates' environment: everything that is not ours is escaped."""
     return Environment(loader=PackageLoader("sweeper.report"), autoescape=True, trim_blocks=True)
 
 
@@ -155,7 +160,7 @@ def _plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
-def _embedded(found: list[Figure | None]) -> Markup:
+def embedded(found: list[Figure | None]) -> Markup:
     """Return the figures as JSON that cannot end the script element it stands in."""
     text = json.dumps({figure.key: figure.spec for figure in found if figure is not None}, allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704 - escaped

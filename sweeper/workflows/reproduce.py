@@ -145,7 +145,7 @@ def _train(study: Study, record: TrialRecord) -> list[Measurement]:
         spec=study.spec, paths=study.paths, options=train_options(study, uses_gpu=uses_gpu), cpus=cpus
     ).start()
     worker.handle(Start(Segment(trial=record.spec)))
-    measurements = []
+    measurements: list[Measurement] = []
     while len(measurements) < record.spec.max_epochs:
         reply = worker.handle(NextEpoch())
         assert isinstance(reply, Measured), f"training answered {reply!r}"
