@@ -8,7 +8,9 @@ no cleaning up) in the middle of, or right after, the k-th operation on a file; 
 equal, row by row, those of a study that nothing disturbed. All of it twice: interrupted trials start again from their
 seed, or go on from a snapshot that may be ahead of the ledger. Then once more with storage that fails instead: the
 k-th operation and every tenth after it end with "no space left" or an I/O error, half a line written; the run must
-stop with its one clear error, and the resume on mended storage be identical. Exit code 1 when any differs.
+stop with its one clear error, and the resume on mended storage be identical. And once with results on object storage:
+killed before or after every object that is put or deleted, each resume on a machine with an empty disk. Exit code 1
+when any differs.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,8 @@ from machine import facts
 import sweeper
 from sweeper.core.errors import RunFailedError
 from sweeper.core.trial import Measurement, TrialSpec
+from sweeper.store import lease, storage
 from sweeper.store.ledger import Ledger
-from sweeper.store.paths import ResultPaths
 from sweeper.store.state import StudyState
 from sweeper.store.tables import write_tables
 from sweeper.workflows.book import Book
@@ -62,6 +65,33 @@ def curve(trial: TrialSpec) -> Iterator[Measurement]:
         )
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One way to disturb a study."""
+
+    name: str
+    with_snapshots: bool = False
+    storage_fails: bool = False
+    on_objects: bool = False
+
+
+ARMS = (
+    Arm("seeds"),
+    Arm("snapshots", with_snapshots=True),
+    Arm("storage", with_snapshots=True, storage_fails=True),
+    Arm("objects", on_objects=True),
+)
+
+
+def store_in_folder(url: str) -> tuple[Any, str]:
+    """Stand in for an object store: ``s3://`` and an absolute path is a folder of this disk."""
+    import fsspec
+    from pyarrow import fs
+
+    handler = fs.FSSpecHandler(fsspec.filesystem("file", auto_mkdir=True))
+    return fs.PyFileSystem(handler), "/" + url.removeprefix("s3://").lstrip("/")
+
+
 def session(study: Study, *, with_snapshots: bool) -> None:
     """Do what a run does between its start and its report, without lanes."""
     snapshots = study.paths.root / "simulated" if with_snapshots else None
@@ -83,10 +113,11 @@ class Death:
     Failing storage fails again at every tenth operation from there on.
     """
 
-    def __init__(self, at: int | None, kinds: list[str], *, storage: bool) -> None:
+    def __init__(self, at: int | None, kinds: list[str], arm: Arm) -> None:
         self.at = at
         self.kinds = kinds
-        self.storage = storage
+        self.arm = arm
+        self.storage = arm.storage_fails and at is not None
 
     def before(self, kind: str) -> bool:
         """Count one operation; whether it is the one."""
@@ -135,12 +166,35 @@ class Death:
             file = opened(path, mode, *arguments, **more)
             return File(file) if mode == "ab" and path.name == "ledger.jsonl" else file
 
-        os.fsync, os.replace, Path.open = dying_fsync, dying_replace, open_dying  # type: ignore[assignment,method-assign]
+        if self.arm.on_objects:
+            self.install_on_objects()
+        else:
+            os.fsync, os.replace, Path.open = dying_fsync, dying_replace, open_dying  # type: ignore[assignment,method-assign]
+
+    def install_on_objects(self) -> None:
+        """Stand between this process and its object store."""
+        death = self
+
+        def around(name: str) -> None:
+            request = getattr(storage.ObjectStore, name)
+
+            def dying(store: storage.ObjectStore, key: str, *arguments: Any) -> Any:
+                if key == lease.KEY:  # renewed by a clock, so not at the same operation twice
+                    return request(store, key, *arguments)
+                if death.before(f"before {name}"):
+                    death.strike(errno.EIO)
+                found = request(store, key, *arguments)
+                if death.before(f"after {name}"):
+                    death.strike(errno.EIO)
+                return found
+
+            setattr(storage.ObjectStore, name, dying)
+
+        for name in ("put", "delete"):
+            around(name)
 
 
-def in_a_process(
-    study: Study, at: int | None, *, with_snapshots: bool, storage: bool = False
-) -> tuple[int, dict[str, int]]:
+def in_a_process(study: Study, at: int | None, arm: Arm) -> tuple[int, dict[str, int]]:
     """Run a session in a fork that dies, or whose storage fails, at operation ``at``; return exit code and count."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -148,8 +202,11 @@ def in_a_process(
         code, kinds = 1, []
         try:
             os.close(reader)
-            Death(at, kinds, storage=storage).install()
-            session(study, with_snapshots=with_snapshots)
+            os.environ["SWEEPER_CACHE"] = tempfile.mkdtemp(
+                dir=os.environ["SWEEPER_CACHE"]
+            )  # a machine that knows nothing
+            Death(at, kinds, arm).install()
+            session(study, with_snapshots=arm.with_snapshots)
             code = 0
         except RunFailedError:
             code = STOPPED
@@ -166,12 +223,18 @@ def in_a_process(
     return code, json.loads(said) if said else {}
 
 
-def at(study: Study, folder: Path) -> Study:
-    """The same study with its results in ``folder``."""
-    spec = study.spec.model_copy(update={"storage_path": str(folder)})
+def at(study: Study, folder: Path, arm: Arm) -> Study:
+    """The same study with its results in ``folder``, or in an object store that lies there."""
+    spec = study.spec.model_copy(update={"storage_path": f"s3:/{folder}" if arm.on_objects else str(folder)})
     moved = Study(**{**vars(study), "spec": spec})
-    moved.paths.root.mkdir(parents=True, exist_ok=True)
+    if not arm.on_objects:
+        moved.paths.root.mkdir(parents=True, exist_ok=True)
     return moved
+
+
+def results_of(study: Study) -> Path:
+    """Where the results can be read: the folder, or the folder that plays the object store."""
+    return Path(store_in_folder(study.paths.url)[1]) if study.paths.url else study.paths.root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,8 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=25, help="search trials for each of the two models")
     parser.add_argument("--every", type=int, default=1, help="only every n-th operation, for a short form")
     parser.add_argument("--scheduler", default="asha", help="early stopping of the study")
+    parser.add_argument("--arms", default=",".join(arm.name for arm in ARMS), help="which of the four")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    storage.filesystem_of = store_in_folder
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sweeper-every-write-") as folder:
         home = Path(folder)
@@ -193,25 +258,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         operations: Counter[str] = Counter()
         different: list[str] = []
         kills = 0
-        for name, with_snapshots, storage in (
-            ("seeds", False, False),
-            ("snapshots", True, False),
-            ("storage", True, True),
-        ):
-            arm = home / name
-            undisturbed = at(study, arm / "reference")
-            code, counted = in_a_process(undisturbed, None, with_snapshots=with_snapshots)
+        os.environ["SWEEPER_CACHE"] = str(home)
+        for arm in (arm for arm in ARMS if arm.name in options.arms.split(",")):
+            undisturbed = at(study, home / arm.name / "reference", arm)
+            code, counted = in_a_process(undisturbed, None, arm)
             assert code == 0, "the undisturbed study failed"
             operations.update(counted)
-            expected = {table: rows(undisturbed.paths.root, table) for table in TABLES}
+            expected = {table: rows(results_of(undisturbed), table) for table in TABLES}
             for k in range(0, counted["all"], options.every):
                 kills += 1
-                disturbed = at(study, arm / f"killed-{k}")
-                died, _ = in_a_process(disturbed, k, with_snapshots=with_snapshots, storage=storage)
-                resumed, _ = in_a_process(disturbed, None, with_snapshots=with_snapshots)
-                found = {table: rows(disturbed.paths.root, table) for table in TABLES} if resumed == 0 else {}
-                openings = StudyState.replay(Ledger.read(ResultPaths(disturbed.paths.root))).test_openings
-                if died != (STOPPED if storage else DIED) or resumed != 0 or found != expected or len(openings) != 1:
+                disturbed = at(study, home / arm.name / f"killed-{k}", arm)
+                died, _ = in_a_process(disturbed, k, arm)
+                resumed, _ = in_a_process(disturbed, None, arm)
+                found = {table: rows(results_of(disturbed), table) for table in TABLES} if resumed == 0 else {}
+                openings = StudyState.replay(Ledger.read(disturbed.paths)).test_openings
+                if (
+                    died != (STOPPED if arm.storage_fails else DIED)
+                    or resumed != 0
+                    or found != expected
+                    or len(openings) != 1
+                ):
                     different.append(f"{arm.name} {k}: exit codes {died}, {resumed}; openings {len(openings)}")
     del operations["all"]
     report = {

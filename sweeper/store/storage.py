@@ -110,7 +110,7 @@ class ObjectStore:
         self.url = url
         self._root = root
         self._filesystem = filesystem
-        self._prefix = prefix.strip("/")
+        self._prefix = prefix.rstrip("/")
 
     # -- a folder's storage --------------------------------------------------------------------------------
 
