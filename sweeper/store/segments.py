@@ -26,8 +26,8 @@ from sweeper.store.storage import ObjectStore
 LINES, CLAIMS = "ledger", "claims"
 MERGE_ABOVE = 64  # objects: with 16 requests at a time, about a quarter of a second
 _REQUESTS = 16
-_SEGMENT = re.compile(r"(\d{8})-(\d{8})-(\d{4})-([0-9a-f]+)\.jsonl")
-_CLAIM = re.compile(r"(\d{4})-(\d{8})-([0-9a-f]+)")
+_SEGMENT = re.compile(r"(\d{8,})-(\d{8,})-(\d{4,})-([0-9a-f]+)\.jsonl")
+_CLAIM = re.compile(r"(\d{4,})-(\d{8,})-([0-9a-f]+)")
 
 
 @dataclass(frozen=True, order=True)

@@ -29,7 +29,7 @@ def test_no_reader_crashes_on_damaged_files(tmp_path):
 
 @pytest.mark.fault
 def test_a_study_killed_or_without_storage_at_any_write_ends_as_if_nothing_had_happened(tmp_path):
-    report = run("every_write.py", "--trials", "1", "--every", "4", str(tmp_path / "out.json"))
+    report = run("every_write.py", "--trials", "1", "--every", "5", str(tmp_path / "out.json"))
     assert report["share_identical"] == 1
     assert report["kills"] > 40
 
