@@ -21,6 +21,7 @@ from sweeper.core.trial import Decision
 from sweeper.spec.study import SchedulerSpec
 from sweeper.train.settings import Settings
 
+LEAST_EPOCHS = 2  # after one epoch a fresh head has hardly begun: the order of trials says little about the final one
 MEDIAN_OF = 5  # values that a median needs: Optuna's default number of start-up trials
 
 
@@ -328,8 +329,8 @@ class Hyperband(NoStopping):
 
 
 def make_stopping(spec: SchedulerSpec, objective: Objective, max_epochs: int) -> EarlyStopping:
-    """Build the early stopping that a study asks for, one for each model."""
-    factor, grace = spec.reduction_factor, spec.grace_fraction
+    """Build the early stopping that a study asks for, one for each model; its first rung is epoch 2 or later."""
+    factor, grace = spec.reduction_factor, max(spec.grace_fraction, min(1.0, LEAST_EPOCHS / max_epochs - 1e-9))
     match spec.type:
         case "none":
             return NoStopping()

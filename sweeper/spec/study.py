@@ -138,17 +138,17 @@ class SchedulerSpec(_Section):
     """Early stopping of trials."""
 
     type: Literal["asha", "asha-promotion", "hyperband", "median", "none"] = Field(
-        "asha",
+        "asha-promotion",
         description="asha: stopping at rungs; asha-promotion: trials wait at rungs and go on once they earn it; "
         "hyperband: brackets of asha; median: below the median of all at that epoch",
     )
     reduction_factor: int = Field(3, ge=2, description="one trial in this many passes each rung")
     grace_fraction: float = Field(
-        0.15,
+        0.04,
         gt=0,
         le=1,
-        description="share of max_epochs before the first rung, rounded up to whole epochs; none is judged before its "
-        "warm-up and its last unfreezing lie behind",
+        description="share of max_epochs before the first rung, rounded up to whole epochs, at least two; no trial is "
+        "judged before its warm-up and its last unfreezing lie behind",
     )
 
 
