@@ -11,7 +11,7 @@ from typing import Any
 from sweeper.core.budget import Budget
 from sweeper.core.objective import Objective
 from sweeper.core.seeds import confirmation_seed
-from sweeper.core.space import SearchSpace
+from sweeper.core.space import Params, SearchSpace
 from sweeper.spec.space import space_as_dict
 from sweeper.spec.study import StudySpec
 
@@ -21,12 +21,13 @@ _FEWEST_SEEDS = 6  # an exact two-sided sign-flip test needs six pairs for p < .
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """One model of the plan: its checkpoint, the hash of its weights, its space."""
+    """One model of the plan: its checkpoint, the hash of its weights, its space, its first trials after the default."""
 
     name: str
     checkpoint: str
     weights: str
     space: SearchSpace
+    points: tuple[Params, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ def make_plan(
     data_fingerprint: str,
     weights: Mapping[str, str],
     spaces: Mapping[str, SearchSpace],
+    points: Mapping[str, tuple[Params, ...]] | None = None,
+    charged: Mapping[str, Any] | None = None,
 ) -> StudyPlan:
     """Make the plan of a study.
 
@@ -68,18 +71,28 @@ def make_plan(
         The task's metric and direction.
     data_fingerprint:
         Hash of the prepared splits.
-    weights, spaces:
-        By model name.
+    weights, spaces, points:
+        By model name; ``points`` are first trials after the default.
+    charged:
+        What an earlier study spent on them, where they come from one.
     """
     asked = spec.confirm.num_seeds
     num_seeds = confirmation_seed_count(len(spec.models)) if asked == "auto" else int(asked)
     models = tuple(
-        ModelPlan(name=m.name, checkpoint=m.checkpoint, weights=weights[m.name], space=spaces[m.name])
+        ModelPlan(
+            name=m.name,
+            checkpoint=m.checkpoint,
+            weights=weights[m.name],
+            space=spaces[m.name],
+            points=(points or {}).get(m.name, ()),
+        )
         for m in spec.models
     )
     seeds = tuple(confirmation_seed(spec.seed, index) for index in range(num_seeds))
     task = spec.task.model_dump(mode="json", exclude={"data"})
-    search = spec.search.model_dump(mode="json", exclude={"max_concurrent_trials", "space"})
+    search = spec.search.model_dump(
+        mode="json", exclude={"max_concurrent_trials", "space", "points_to_evaluate", "warm_start"}
+    )
     training = spec.training.model_dump(
         mode="json", include={"num_workers", "precision", "micro_batch_size", "activation_cache"}
     )
@@ -95,12 +108,15 @@ def make_plan(
         "data_fingerprint": data_fingerprint,
         "models": [
             {"name": m.name, "checkpoint": m.checkpoint, "weights": m.weights, "space": space_as_dict(m.space)}
+            | ({"points": [dict(point) for point in m.points]} if m.points else {})
             for m in models
         ],
         "search": search,
         "training": training,
         "confirm": {"seeds": list(seeds), "vary": list(spec.confirm.vary), "delta": spec.confirm.delta},
     }
+    if charged:
+        content["warm_start"] = dict(charged)
     return StudyPlan(
         name=spec.name,
         seed=spec.seed,

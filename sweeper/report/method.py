@@ -22,7 +22,12 @@ def method(source: Source) -> list[Paragraph]:
     """Return paragraphs on what was done."""
     if source.imported:
         return _imported_method(source)
-    lines = [("Search", _search(source)), ("Confirmation", _confirmation(source)), ("Data", _data(source))]
+    lines = [
+        ("Search", _search(source)),
+        *_start(source),
+        ("Confirmation", _confirmation(source)),
+        ("Data", _data(source)),
+    ]
     baseline = trivial_baseline(source)
     if baseline:
         lines.append(("Baseline", f"{baseline} on the test split."))
@@ -33,6 +38,26 @@ def method(source: Source) -> list[Paragraph]:
     ]
     lines += [("Note", note) for note in source.manifest.notes]
     return lines + [("Accepted change", change) for change in source.manifest.accepted_changes]
+
+
+def _start(source: Source) -> list[Paragraph]:
+    """Say which trials did not come from the sampler, and what they had cost before."""
+    content = source.manifest.content
+    counts = {entry["name"]: len(entry["points"]) for entry in content["models"] if entry.get("points")}
+    if not counts:
+        return []
+    text = f"After its default each model began with {count(max(counts.values()), 'configuration')} given to it."
+    warm = content.get("warm_start")
+    if warm:
+        spent = "; ".join(
+            f"{model}: {count(each['trials'], 'trial')}, {each['device_seconds']:.0f} device-seconds"
+            for model, each in warm["models"].items()
+        )
+        text += (
+            f" The best of them come from the earlier study {warm['name']} (plan {warm['plan_hash'][:12]}), which had "
+            f"spent on them, to be added to this study's effort: {spent}."
+        )
+    return [("Start", text)]
 
 
 def scope(source: Source) -> list[str]:

@@ -60,6 +60,8 @@ class ModelSearch:
         ``cmaes``.
     max_epochs:
         The full budget of a trial.
+    points:
+        Suggestions after the default, before the sampler's own.
 
     Raises
     ------
@@ -68,7 +70,15 @@ class ModelSearch:
     """
 
     def __init__(
-        self, *, model: str, space: SearchSpace, objective: Objective, study_seed: int, sampler: str, max_epochs: int
+        self,
+        *,
+        model: str,
+        space: SearchSpace,
+        objective: Objective,
+        study_seed: int,
+        sampler: str,
+        max_epochs: int,
+        points: Sequence[Params] = (),
     ) -> None:
         self._model = model
         self._space = space
@@ -76,6 +86,7 @@ class ModelSearch:
         self._seed = study_seed
         self._sampler = sampler
         self._max_epochs = max_epochs
+        self._points = points
         _check_package(self._sampler)
         self._study = optuna.create_study(direction=objective.goal, sampler=self._fresh_sampler(0, 0))
         self._trials: dict[int, optuna.Trial] = {}
@@ -97,6 +108,9 @@ class ModelSearch:
         """
         if number == 0:
             return Asked(self._add(0, self._space.active(self._space.default), {}), {})
+        point = next((point for point in self._points if self._is_new(point)), None)
+        if point is not None:
+            return Asked(self._add(number, point, {}), {})
         if self._sampler == "auto":
             return self._ask_surrogate(number)
         for redraw in range(NUM_REDRAWS + 1):

@@ -221,7 +221,9 @@ def _resolve(spec: StudySpec, base: Path) -> StudySpec:
             "storage_path": at(spec.storage_path),
             "task": spec.task.model_copy(update={"data": data}),
             "models": models,
-            "search": spec.search.model_copy(update={"space": at(spec.search.space)}),
+            "search": spec.search.model_copy(
+                update={"space": at(spec.search.space), "warm_start": at(spec.search.warm_start)}
+            ),
         }
     )
 

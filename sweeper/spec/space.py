@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ _WANDB_KEYS = {"distribution", "min", "max", "values", "value", "q"}
 _WANDB_TYPES = {
     "uniform": ("float", False),
     "log_uniform_values": ("float", True),
-    "q_uniform": ("float", False),
+    "log_uniform": ("float", True),  # bounds are exponents of e
+    "q_uniform": ("int", False),  # in whole steps of q
     "int_uniform": ("int", False),
     "categorical": ("categorical", False),
     "constant": ("categorical", False),
@@ -197,7 +200,7 @@ class _Loader:
         for name in self._overrides:
             if name not in data["parameters"]:
                 self._add(("parameters",), "an override must name a parameter of the space", name, "correct the name")
-        ordered = self._ordered(parameters)
+        ordered = self._ordered(parameters, set(data["parameters"]))
         default = data.get("default", {})
         if not isinstance(default, dict):
             self._add(("default",), "must be a mapping", str(default), "give a value for each parameter")
@@ -254,11 +257,22 @@ class _Loader:
         if low >= high:
             self._add((*path, "low"), "low must be below high", f"{low} and {high}", "swap or widen them")
             return None
+        if not isinstance(log, bool):
+            self._add((*path, "log"), "must be true or false", str(log), "write true or false")
+            return None
         if log and low <= 0:
             self._add((*path, "low"), "a log range must begin above 0", str(low), "raise low or drop log")
             return None
+        step = entry.get("step", 1)
+        if kind == "float" and "step" in entry:
+            self._add((*path, "step"), "only whole numbers have steps", str(step), "remove it, or use type int")
+            return None
+        if not isinstance(step, int) or isinstance(step, bool) or step < 1 or (log and step > 1):
+            rule = "must be 1 on a log range" if log else "must be a whole number of at least 1"
+            self._add((*path, "step"), rule, str(step), "correct it")
+            return None
         if kind == "int":
-            return Int(name=name, low=low, high=high, log=log, step=entry.get("step", 1), when=when)
+            return Int(name=name, low=low, high=high, log=log, step=step, when=when)
         return Float(name=name, low=float(low), high=float(high), log=log, when=when)
 
     def _when(self, path: tuple[str, ...], when: Any) -> dict[str, tuple[Scalar, ...]]:
@@ -269,11 +283,16 @@ class _Loader:
 
     # -- between parameters --------------------------------------------------------------------------------
 
-    def _ordered(self, parameters: Mapping[str, Parameter]) -> list[Parameter]:
-        """Return parents before children; report unknown parents, values that are no choices, and cycles."""
+    def _ordered(self, parameters: Mapping[str, Parameter], named: AbstractSet[str]) -> list[Parameter]:
+        """Return parents before children; report unknown parents, values that are no choices, and cycles.
+
+        ``named`` are all parameters of the file, also those with mistakes of their own.
+        """
         for name, parameter in parameters.items():
             for parent, values in parameter.when.items():
                 place = ("parameters", name, "when", parent)
+                if parent not in parameters and parent in named:
+                    continue
                 if parent not in parameters:
                     self._add(place, "a condition must name a parameter of the space", parent, "correct the name")
                     continue
@@ -349,9 +368,12 @@ def _from_wandb(entry: Mapping[str, Any]) -> dict[str, Any]:
         found["type"], found["log"] = _WANDB_TYPES[distribution]
     elif distribution is not None:
         found["type"] = f"distribution {distribution}"
-    for theirs, ours in (("min", "low"), ("max", "high"), ("values", "choices")):
+    for theirs, ours in (("min", "low"), ("max", "high"), ("values", "choices"), ("q", "step")):
         if theirs in entry:
             found[ours] = entry[theirs]
+    if distribution == "log_uniform":
+        bounds = {end: found[end] for end in ("low", "high") if isinstance(found.get(end), int | float)}
+        found.update({end: math.exp(exponent) for end, exponent in bounds.items()})
     if "value" in entry:
         found["choices"] = [entry["value"]]
     if "type" not in found and "low" in found and "high" in found:

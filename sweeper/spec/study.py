@@ -163,6 +163,14 @@ class SearchSpec(_Section):
     device_hours_per_model: float | None = Field(None, gt=0)
     time_budget_seconds: float | None = Field(None, gt=0)
     space: str | None = Field(None, description="search-space file forced on all models")
+    points_to_evaluate: list[dict[str, Any]] | dict[Name, list[dict[str, Any]]] = Field(
+        default_factory=list,
+        description="first trials after the default: a list for all models, or lists of equal length by model; what "
+        "a point leaves out is the default's",
+    )
+    warm_start: str | None = Field(
+        None, description="results of an earlier study, whose best configurations of each model are tried first"
+    )
 
     @field_validator("scheduler", mode="before")
     @classmethod

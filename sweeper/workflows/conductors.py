@@ -332,6 +332,7 @@ def resumed_search(
             study_seed=plan.seed,
             sampler=spec.sampler,
             max_epochs=spec.max_epochs,
+            points=model.points,
         )
         mine = [r for r in records if r.spec.model == model.name]
         searches[model.name].replay(mine, book.state.attributes, book.state.log)

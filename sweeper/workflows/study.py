@@ -24,6 +24,7 @@ from sweeper.tasks.base import Task
 from sweeper.tasks.labelled import not_applicable
 from sweeper.tasks.registry import make_task, needs
 from sweeper.train.options import TrainOptions
+from sweeper.workflows.starting import Start, make_start
 
 logger = logging.getLogger("sweeper")
 
@@ -90,6 +91,11 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
             spaces[model.name] = _space(spec, model, infos[model.name].model_type, wanted)
         except InputError as error:
             problems.extend(error.problems)
+    start = Start()
+    try:
+        start = make_start(spec.search, spaces) if len(spaces) == len(spec.models) else start
+    except InputError as error:
+        problems.extend(error.problems)
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     data = prepare(spec.task, seed=spec.seed, folder=data_folder, in_memory=in_memory, **wanted)
@@ -101,6 +107,8 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
         data_fingerprint=data.fingerprint,
         weights={name: info.fingerprint for name, info in infos.items()},
         spaces=spaces,
+        points=start.points,
+        charged=start.charged,
     )
     return Study(spec=spec, data=data, task=task, models=infos, spaces=spaces, plan=plan)
 

@@ -137,3 +137,18 @@ def test_a_configuration_is_not_suggested_twice_while_others_are_left():
     search = ModelSearch(model="m", space=space, objective=OBJECTIVE, study_seed=0, sampler="random", max_epochs=3)
     assert {search.ask(number).params["batch_size"] for number in range(4)} == {8, 16, 32, 64}
     assert search.ask(4) is None
+
+
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "cmaes"])
+def test_points_come_after_the_default_and_what_repeats_is_passed_over(sampler):
+    points = [dict(SPACE.default), {"learning_rate": 1e-2, "unfreezing": "full", "batch_size": 16}]
+    settings = {"model": "m", "space": SPACE, "objective": OBJECTIVE, "study_seed": 3, "max_epochs": 3}
+    live, again = (ModelSearch(**settings, sampler=sampler, points=points) for _ in range(2))
+    asked = [live.ask(number) for number in range(3)]
+    assert asked[1].params == points[1]
+    assert asked[2].params not in points
+    records = [record(number, each.params, TrialState.COMPLETE, 0.5) for number, each in enumerate(asked)]
+    again.replay(
+        records, {f"t{n}": each.attributes for n, each in enumerate(asked)}, [("asked", "t0", 0), ("asked", "t1", 0)]
+    )
+    assert again.ask(2).params == asked[2].params

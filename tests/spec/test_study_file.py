@@ -124,17 +124,25 @@ def test_all_wrong_ranges_are_reported_at_once_with_their_lines(tmp_path):
   unfreezing: {type: categorical, choices: [full, gradual], when: {epochs_per_stage: 1}}
   epochs_per_stage: {type: int, low: 1, high: 2, when: {unfreezing: gradual}}
   batch_size: {type: categorical, choices: [8, 16]}
+  patience: {type: int, low: 1, high: 9, step: 0}
+  focal_gamma: {type: float, low: 0, high: 2, when: {learning_rate: 1}}
 default: {batch_size: 12}
 """,
         "space.yaml",
     )
     with pytest.raises(InputError) as caught:
         load_space(path)
-    text = str(caught.value)
-    for line, words in ((2, "low must be below high"), (3, "begin above 0"), (4, "must name a parameter")):
-        assert f"space.yaml:{line}:" in text
-        assert words in text
-    assert "circle" in text
+    lines = [str(problem) for problem in caught.value.problems]
+    for line, words in (
+        (2, "low must be below high, got 0.001 and 0.0001"),
+        (3, "a log range must begin above 0, got 0"),
+        (4, "a condition must name a parameter of the space, got unfrozen"),
+        (5, "conditions must not form a circle, got unfreezing, epochs_per_stage"),
+        (8, "must be a whole number of at least 1, got 0"),
+        (10, "must lie in its range, got 12"),
+    ):
+        assert any(f"space.yaml:{line}:" in text and words in text for text in lines), words
+    assert len(lines) == 6, "a condition on a parameter that is wrong itself is no second mistake"
 
 
 def test_a_default_outside_its_range_is_named(tmp_path):
@@ -148,7 +156,9 @@ def test_the_spelling_of_wandb_gives_the_same_space(tmp_path):
         write(
             tmp_path,
             "parameters:\n  learning_rate: {type: float, low: 1e-5, high: 1e-3, log: true}\n"
-            "  batch_size: {type: categorical, choices: [8, 16]}\ndefault: {learning_rate: 1e-4, batch_size: 8}\n",
+            "  batch_size: {type: categorical, choices: [8, 16]}\n  dropout: {type: float, low: 0.0, high: 0.3}\n"
+            "  num_unfrozen_blocks: {type: int, low: 2, high: 8, step: 2}\n  optimizer: sgd\n"
+            "default: {learning_rate: 1e-4, batch_size: 8, dropout: 0.1, num_unfrozen_blocks: 4}\n",
             "a.yaml",
         )
     )
@@ -156,11 +166,21 @@ def test_the_spelling_of_wandb_gives_the_same_space(tmp_path):
         write(
             tmp_path,
             "parameters:\n  learning_rate: {distribution: log_uniform_values, min: 1e-5, max: 1e-3}\n"
-            "  batch_size: {values: [8, 16]}\ndefault: {learning_rate: 1e-4, batch_size: 8}\n",
+            "  batch_size: {values: [8, 16]}\n  dropout: {min: 0.0, max: 0.3}\n"
+            "  num_unfrozen_blocks: {distribution: q_uniform, min: 2, max: 8, q: 2}\n  optimizer: {value: sgd}\n"
+            "default: {learning_rate: 1e-4, batch_size: 8, dropout: 0.1, num_unfrozen_blocks: 4}\n",
             "b.yaml",
         )
     )
     assert ours == theirs
+
+
+def test_a_distribution_of_wandb_that_is_not_searched_is_named(tmp_path):
+    text = "parameters: {learning_rate: {distribution: normal, mu: 0, sigma: 1}, dropout: {min: 0.0, max: 0.3, q: 0.1}}"
+    with pytest.raises(InputError) as caught:
+        load_space(write(tmp_path, text, "s.yaml"))
+    assert "distribution normal" in str(caught.value)
+    assert "only whole numbers have steps" in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted(Path("search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
