@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import subprocess
 from pathlib import Path
@@ -33,10 +34,8 @@ def test_every_node_of_a_real_ray_is_asked(tmp_path):
 
 
 def test_nothing_of_a_local_run_listens_beyond_loopback():
-    """Every listening socket of the processes below this one, Ray's included."""
-    beyond = {
-        at: pid for at, pid in listening(descendants()).items() if not at.startswith(("127.", "::1", "::ffff:127."))
-    }
+    """Every listening TCP socket of the processes below this one, Ray's included."""
+    beyond = {(str(at), port): pid for (at, port), pid in listening(descendants()).items() if not at.is_loopback}
     assert beyond == {}
 
 
@@ -91,13 +90,14 @@ def listening(pids):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             words = line.split()
             if words[3] == "0A" and words[9] in inodes:
-                found[f"{address(words[1].partition(':')[0])}:{int(words[1].partition(':')[2], 16)}"] = inodes[words[9]]
+                host, _, port = words[1].partition(":")
+                found[address(host), int(port, 16)] = inodes[words[9]]
     assert found, "Ray listens somewhere"
     return found
 
 
 def address(text):
-    import ipaddress
-
+    """Return the address of a line of /proc/net/tcp or tcp6, an IPv4 one as such."""
     data = b"".join(bytes.fromhex(text[at : at + 8])[::-1] for at in range(0, len(text), 8))
-    return str(ipaddress.ip_address(data))
+    found = ipaddress.ip_address(data)
+    return getattr(found, "ipv4_mapped", None) or found
