@@ -209,7 +209,7 @@ def test_two_workers_train_like_one_over_every_stage_and_a_snapshot(bench, check
     workers = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    results = sorted(queue.get(timeout=120) for _ in workers)
+    results = sorted(queue.get(timeout=240) for _ in workers)
     for worker in workers:
         worker.join(30)
     single = [
