@@ -63,7 +63,7 @@ class Commands:
     """The command line under test."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
+        self.environment = environment
         self.story: list[str] = []
         self._began = time.monotonic()
 
@@ -79,7 +79,7 @@ class Commands:
             command = ["unshare", "--mount", "sh", "-c", script, str(hide.parent), *command]
         done = subprocess.run(
             command,
-            env=self._environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=PATIENCE_SECONDS,
@@ -115,7 +115,23 @@ def ended(results: Path) -> int:
     return 0
 
 
-def campaign(folder: Path, trials: int, models: Path) -> dict[str, Any]:
+def examine(sweeper: Commands, study: Path, profile: Path) -> dict[str, Any]:
+    """Let the doctor look, once with a wrong token."""
+    wrong = profile.with_name("wrong.yaml")
+    wrong.write_text(profile.read_text().replace("RAY_AUTH_TOKEN", "WRONG_TOKEN"))
+    right = sweeper.environment
+    sweeper.environment = right | {"WRONG_TOKEN": "0" * 64, "RAY_AUTH_MODE": "disabled"}
+    said = sweeper("doctor", "--cluster", str(wrong), code=2)
+    sweeper.environment = right
+    refused = next(line for line in said.splitlines() if line.startswith("ERROR"))
+    sweeper.tell(f"doctor with a wrong token: {refused}")
+    report = json.loads(sweeper("doctor", str(study), "--cluster", str(profile), "--json"))
+    levels = [finding["level"] for finding in report["findings"]]
+    sweeper.tell(f"doctor: {levels.count('fine')} fine, {levels.count('warning')} warnings, no error")
+    return {"wrong_token": refused, "findings": report["findings"]}
+
+
+def campaign(folder: Path, trials: int, models: Path, *, doctor: bool) -> dict[str, Any]:
     """Go through the life of a launch."""
     environment = {
         **os.environ,
@@ -133,24 +149,14 @@ def campaign(folder: Path, trials: int, models: Path) -> dict[str, Any]:
     profile = folder / "cluster.yaml"
     profile.write_text(
         f"type: existing\naddress: {head.address}\ntoken: {{environment: RAY_AUTH_TOKEN}}\n"
-        f"storage_path: {storage}\npython: {sys.executable}\n"
+        f"storage_path: {storage}\npython: {sys.executable}\ncheck: false\n"  # it is examined by hand below
     )
     sweeper = Commands(environment)
     results = storage / "chaos"
     try:
         head.wait()
         sweeper.tell("the head's dashboard answers")
-        wrong = folder / "wrong.yaml"
-        wrong.write_text(profile.read_text().replace("RAY_AUTH_TOKEN", "WRONG_TOKEN"))
-        sweeper._environment = environment | {"WRONG_TOKEN": "0" * 64, "RAY_AUTH_MODE": "disabled"}
-        said = sweeper("doctor", "--cluster", str(wrong), code=2)
-        sweeper._environment = environment
-        refused = next(line for line in said.splitlines() if line.startswith("ERROR"))
-        sweeper.tell(f"doctor with a wrong token: {refused}")
-        report = json.loads(sweeper("doctor", str(study), "--cluster", str(profile), "--json"))
-        levels = [finding["level"] for finding in report["findings"]]
-        sweeper.tell(f"doctor: {levels.count('fine')} fine, {levels.count('warning')} warnings, no error")
-
+        examined = examine(sweeper, study, profile) if doctor else {}
         name = json.loads(sweeper("launch", str(study), "--cluster", str(profile), "--json"))["name"]
         sweeper.tell(f"launched {name}")
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -195,8 +201,7 @@ def campaign(folder: Path, trials: int, models: Path) -> dict[str, Any]:
         "trials_lost": outcome.trials_lost,
         "trials_doubled": outcome.trials_doubled,
         "examples": outcome.examples,
-        "wrong_token": refused,
-        "doctor": report["findings"],
+        "doctor": examined,
         "log_tail": log.splitlines()[-3:],
         "story": sweeper.story,
         "token_in_files": tokens_in(folder, environment["RAY_AUTH_TOKEN"]),
@@ -222,6 +227,7 @@ def tokens_in(folder: Path, token: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=6, help="search trials for each of the two models")
+    parser.add_argument("--no-doctor", dest="doctor", action="store_false", help="do not examine the cluster first")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     if os.geteuid():
@@ -232,7 +238,7 @@ def main() -> int:
         folder = Path(name)
         bring_up("head", folder)
         make_models(folder / "models")
-        report = campaign(folder, arguments.trials, folder / "models") | {"machine": facts()}
+        report = campaign(folder, arguments.trials, folder / "models", doctor=arguments.doctor) | {"machine": facts()}
     print(json.dumps(report, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -7,6 +7,7 @@ addresses are loopback and one of a link that leads nowhere. Needs root and ``ip
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,9 @@ def is_inside() -> bool:
 def enter() -> int:
     """Start the running script again as the first process of fresh namespaces; return its exit code."""
     words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--uts"]
-    return subprocess.run([*words, sys.executable, *sys.argv], env=os.environ | {_INSIDE: "1"}, check=False).returncode
+    process = subprocess.Popen([*words, sys.executable, *sys.argv], env=os.environ | {_INSIDE: "1"})
+    signal.signal(signal.SIGTERM, lambda *_: process.kill())  # and with it all that is inside
+    return process.wait()
 
 
 def bring_up(name: str, folder: Path) -> None:

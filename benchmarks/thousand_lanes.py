@@ -5,7 +5,8 @@
 No Ray, no training: the real exchange is called by 1,000 stand-in lanes and 1,000 stand-in Trainables on its own event
 loop; the real conductor, book and ledger take 10,000 trials of simulated curves from 1,000 simulated lanes, with the
 ledger on disk and each event synced; the real tail of the tracking process reads that ledger into a tracker that keeps
-nothing. Each part is measured alone, as reports per second; searching is random, since `lcbench.py` and others measure
+nothing. Each part is measured alone, as reports per second of the clock where it waits for a disk, else of the
+processor; searching is random, since `lcbench.py` and others measure
 searchers. From these rates and the memory that a lane's helpers take on the driver's node, the report says how short
 epochs may be before each part is the bottleneck.
 """
@@ -91,6 +92,7 @@ def conduct(lanes: int, trials: int, models: int, ledger: Ledger) -> dict[str, f
         "cpu_seconds": busy,
         "epochs": epochs,
         "reports_per_second": epochs / seconds,
+        "reports_per_cpu_second": epochs / busy,
         "trials_per_second": ended / seconds,
     }
 
@@ -119,31 +121,31 @@ async def exchange_rate(lanes: int, epochs: int) -> dict[str, float]:
 
     serving = [asyncio.create_task(lane(f"lane-{index}")) for index in range(lanes)]
     await asyncio.sleep(0)
-    began = time.perf_counter()
+    began = time.process_time()
     await asyncio.gather(*(trainable(index) for index in range(lanes)))
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     await exchange.dismiss()
     await asyncio.gather(*serving)
     calls = lanes * 2 * (epochs + 1)
-    return {"calls": calls, "seconds": seconds, "calls_per_second": calls / seconds}
+    return {"calls": calls, "cpu_seconds": seconds, "calls_per_cpu_second": calls / seconds}
 
 
 def tracker_rate(paths: ResultPaths) -> dict[str, float]:
     """Read the ledger as the tracking process does, and as a resume does."""
     tail, state = LedgerTail(paths), StudyState()
-    began = time.perf_counter()
+    began = time.process_time()
     events = tail.poll()
-    read = time.perf_counter() - began
+    read = time.process_time() - began
     for event in events:
         state.apply(event)
-    folded = time.perf_counter() - began - read
+    folded = time.process_time() - began - read
     size = paths.ledger.stat().st_size
     return {
         "events": len(events),
         "megabytes": size / 1e6,
-        "events_read_per_second": len(events) / read,
-        "events_folded_per_second": len(events) / folded,
-        "resume_seconds": read + folded,
+        "events_read_per_cpu_second": len(events) / read,
+        "events_folded_per_cpu_second": len(events) / folded,
+        "resume_cpu_seconds": read + folded,
     }
 
 
@@ -151,9 +153,9 @@ def judge(report: dict[str, Any], lanes: int, memory_gigabytes: float) -> dict[s
     """Say how short an epoch may be for each part, and how many lanes the driver's node can hold."""
     rates = {
         "driver with synced ledger": report["driver"]["reports_per_second"],
-        "driver without disk": report["driver_memory"]["reports_per_second"],
-        "exchange (event loop alone)": report["exchange"]["calls_per_second"],
-        "tracking process (reading)": report["tracker"]["events_read_per_second"],
+        "driver without disk": report["driver_memory"]["reports_per_cpu_second"],
+        "exchange (event loop alone)": report["exchange"]["calls_per_cpu_second"],
+        "tracking process (reading)": report["tracker"]["events_read_per_cpu_second"],
     }
     shortest = {name: lanes / rate for name, rate in rates.items()}
     return {
