@@ -31,8 +31,13 @@ from machine import facts
 from tokenizers import ByteLevelBPETokenizer
 
 from sweeper import load_results, load_study
+from sweeper.core.trial import TrialSpec
 from sweeper.data.prepare import prepare
+from sweeper.models.load import load
 from sweeper.tasks.registry import needs
+from sweeper.train.loop import TrainData, train
+from sweeper.train.options import TrainOptions
+from sweeper.workflows.study import provisional
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SPACE = """
@@ -273,6 +278,9 @@ def run(name: str, chosen: RealSet, options: argparse.Namespace) -> dict[str, An
         make_models(home, study, chosen, options.steps)
     if options.prepare:
         return {}
+    if options.defaults:
+        train_defaults(name, chosen, options)
+        return {}
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", "sweeper.cli", "run", str(study)], check=True)
     result = load_results(home / "results" / name)
@@ -290,6 +298,38 @@ def run(name: str, chosen: RealSet, options: argparse.Namespace) -> dict[str, An
         "train_losses": losses,
         "seconds": time.perf_counter() - began,
     }
+
+
+def train_defaults(name: str, chosen: RealSet, options: argparse.Namespace) -> None:
+    """Train each default in this process, without Ray, and print its validation score beside the trivial one."""
+    home = options.output / name
+    with provisional(load_study(home / "study.yaml")) as study:
+        tables = {"train": study.data.train(), "validation": study.data.validation()}
+        for model in study.spec.models:
+            ready = load(model, study.task.head)
+            splits = {
+                split: study.task.open(study.task.encode(table, ready.preprocessor), ready.preprocessor)
+                for split, table in tables.items()
+            }
+            space = study.spaces[model.name]
+            trial = TrialSpec(
+                trial_id="default",
+                number=0,
+                model=model.name,
+                params=space.active(space.default),
+                seed=1,
+                max_epochs=chosen.epochs or options.epochs,
+            )
+            measured = list(train(trial, study.task, ready, TrainData(**splits), TrainOptions()))
+            metric, sign = study.objective.metric, -1 if study.objective.goal == "maximize" else 1
+            best = sign * min(sign * m.metrics[metric] for m in measured)
+            trivial = study.task.baseline(splits["train"].targets, splits["validation"].targets).get(metric)
+            print(
+                f"{name} {model.name:10} {metric} on validation {best:.4f}, trivial "
+                f"{'none' if trivial is None else f'{trivial:.4f}'}, training loss "
+                f"{measured[0].train_loss:.3f} -> {measured[-1].train_loss:.3f}",
+                flush=True,
+            )
 
 
 def show(name: str, found: dict[str, Any]) -> None:
@@ -316,6 +356,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, help="of pretraining; its own number for each set when left out")
     parser.add_argument("--prepare", action="store_true", help="make the models and stop")
+    parser.add_argument("--defaults", action="store_true", help="train the defaults in this process, without Ray")
     parser.add_argument("--output", type=Path, default=Path("results/real_sets"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -330,7 +371,7 @@ def main() -> None:
         found[name] = run(name, SETS[name], options)
         if found[name]:
             show(name, found[name])
-    if options.json and not options.prepare:
+    if options.json and any(found.values()):
         options.json.write_text(json.dumps({"machine": facts(), "sets": found}, indent=1))
 
 

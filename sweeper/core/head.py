@@ -34,10 +34,12 @@ class HeadSpec:
     """The head a model needs for a task: what ``models`` builds and ``from_pretrained`` later loads.
 
     ``auto_class`` is a transformers Auto class name such as ``AutoModelForSequenceClassification``; without ``labels``
-    the checkpoint's own head stays. ``config`` is kept in the model's configuration for those who load it later.
+    the checkpoint's own head stays. ``config`` is kept in the model's configuration for those who load it later, and
+    ``image_size`` in its image processor; None leaves the processor's own.
     """
 
     auto_class: str
     labels: tuple[str, ...] = ()
     problem_type: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None

@@ -146,6 +146,8 @@ def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
             model, f"must load with {head.auto_class}", f"{type(error).__name__}: {reason}", remedy
         ) from None
     module.config.update(dict(head.config))
+    if head.image_size is not None:
+        _set_size(preprocessor, head.image_size)
     fresh, notes = _fresh(model, info, module, head, report)
     is_detector = head.auto_class == detection.AUTO_CLASS
     layout = find_blocks(module, model.blocks, detection.head_parameters(module) if is_detector else None)
@@ -182,6 +184,23 @@ def _fresh(
         new |= of_head
         notes = (f"{model.name}: the checkpoint's head has other labels; it was replaced",)
     return tuple(sorted({name.rpartition(".")[0] for name in new})), notes
+
+
+def _set_size(processor: Any, side: int) -> None:
+    """Let an image processor, also the one that is saved with the weights, bring images to the study's size."""
+    if _pads(processor):
+        processor.size = {"shortest_edge": side, "longest_edge": side}
+        processor.pad_size = {"height": side, "width": side}
+    else:
+        processor.size = {"height": side, "width": side}
+        if hasattr(processor, "do_center_crop"):
+            processor.do_center_crop = False
+
+
+def _pads(processor: Any) -> bool:
+    """Whether a processor keeps an image's shape and pads it, as DETR's does, rather than stretching it."""
+    stretches = processor.size.get("height") and processor.size.get("width")
+    return bool(getattr(processor, "do_pad", False)) and not stretches
 
 
 def _preprocessor(model: ModelSpec, info: ModelInfo, module: Any) -> Any:

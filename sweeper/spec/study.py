@@ -111,6 +111,13 @@ class TaskSpec(_Section):
         description="two classes: probability from which the second is chosen; validation: the best one there; "
         "None: the more probable class",
     )
+    costs: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="two classes: what calling the first one the second costs, and what missing the second costs; adds "
+        "the metric `expected_cost`",
+    )
     max_length: int | None = Field(
         None, ge=4, description="text: longest input in tokens; None: 256, or less where the model takes less"
     )

@@ -13,7 +13,7 @@ from torch.nn import functional
 from sweeper.core.head import HeadSpec
 from sweeper.tasks.base import PLAIN_LOSS, LossOptions, Metric
 from sweeper.tasks.labelled import Labelled
-from sweeper.tasks.metrics import CLASSIFICATION, classification_scores, decisions
+from sweeper.tasks.metrics import CLASSIFICATION, EXPECTED_COST, classification_scores, decisions, expected_cost
 
 _MAX_THRESHOLDS = 512
 
@@ -28,12 +28,13 @@ class Classification(Labelled):
             auto_class=self._inputs.auto_class,
             labels=self._facts.classes,
             problem_type="single_label_classification",
+            image_size=self._spec.image_size if self._is_image else None,
         )
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """All metrics by name."""
-        return CLASSIFICATION
+        return CLASSIFICATION if self._spec.costs is None else {**CLASSIFICATION, EXPECTED_COST.name: EXPECTED_COST}
 
     def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
         """Return cross entropy per example (B,), in fp32; a class weight multiplies its examples' losses."""
@@ -67,7 +68,15 @@ class Classification(Labelled):
         name = self.objective.metric
         if name in ("average_precision", "log_loss", "expected_calibration_error"):
             return -classification_scores(targets, predictions, threshold, only="macro_f1")["macro_f1"]
+        if name == EXPECTED_COST.name:
+            return self.objective.loss(self._cost(targets, predictions, threshold)[name])
         return self.objective.loss(classification_scores(targets, predictions, threshold, only=name)[name])
+
+    def _cost(self, targets: NDArray[Any], predictions: NDArray[Any], threshold: float | None) -> dict[str, float]:
+        if self._spec.costs is None:
+            return {}
+        alarm, miss = self._spec.costs
+        return {EXPECTED_COST.name: expected_cost(targets, predictions, (alarm, miss), threshold)}
 
     def decide(self, predictions: NDArray[Any], threshold: float | None = None) -> NDArray[np.int64]:
         """Return class indices (N,): the most probable, or the second of two from ``threshold`` on."""
@@ -77,9 +86,9 @@ class Classification(Labelled):
         self, targets: NDArray[Any], predictions: NDArray[Any], threshold: float | None = None
     ) -> dict[str, float]:
         """Score probabilities (N, K) against targets (N,)."""
-        return classification_scores(targets, predictions, threshold)
+        return classification_scores(targets, predictions, threshold) | self._cost(targets, predictions, threshold)
 
     def baseline(self, train: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """Score the training split's class shares, given for every example: the majority class is the answer."""
         shares = np.bincount(train, minlength=len(self._facts.classes)) / len(train)
-        return classification_scores(targets, np.tile(shares, (len(targets), 1)))
+        return self.score(targets, np.tile(shares, (len(targets), 1)))

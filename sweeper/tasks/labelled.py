@@ -60,6 +60,9 @@ class Labelled(ABC):
         if spec.threshold is not None and (self.target_kind != "class" or len(self._facts.classes) != 2):
             rule = "a threshold needs a task of two classes"
             problems.append(Problem("task.threshold", rule, str(spec.threshold), "remove it"))
+        if spec.costs is not None and (self.target_kind != "class" or len(self._facts.classes) != 2):
+            rule = "costs of mistakes need a task of two classes"
+            problems.append(Problem("task.costs", rule, str(spec.costs), "remove them"))
         if problems:
             raise InputError(problems)
         goal = (spec.metric.goal if spec.metric else None) or self.metrics[name].goal

@@ -37,6 +37,12 @@ CLASSIFICATION = _table(
         "examples",
     ),
 )
+EXPECTED_COST = Metric(
+    "expected_cost",
+    "minimize",
+    "mean cost of an example: `task.costs[0]` where the first of two classes was called the second, `task.costs[1]` "
+    "where the second was missed",
+)
 MULTI_LABEL = _table(
     Metric("micro_f1", "maximize", "F1 over all pairs of example and label; 0 where nothing is asked or predicted"),
     Metric("macro_f1", "maximize", "mean F1 over all labels; one that neither occurs nor is predicted counts 0"),
@@ -124,6 +130,15 @@ def _matthews(table: NDArray[Any]) -> float:
     occurs, predicted, total = table.sum(1).astype(float), table.sum(0).astype(float), float(table.sum())
     varies = (total**2 - predicted @ predicted) * (total**2 - occurs @ occurs)
     return float((np.trace(table) * total - occurs @ predicted) / np.sqrt(varies)) if varies > 0 else 0.0
+
+
+def expected_cost(
+    targets: NDArray[Any], probabilities: NDArray[Any], costs: tuple[float, float], threshold: float | None = None
+) -> float:
+    """Return the mean cost of deciding between two classes (Elkan 2001): false alarms and misses have their own."""
+    predicted = decisions(probabilities, threshold)
+    false_alarms, misses = np.mean((targets == 0) & (predicted == 1)), np.mean((targets == 1) & (predicted == 0))
+    return float(costs[0] * false_alarms + costs[1] * misses)
 
 
 def _log_loss(targets: NDArray[Any], probabilities: NDArray[Any]) -> float:

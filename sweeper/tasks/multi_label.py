@@ -30,6 +30,7 @@ class MultiLabelClassification(Labelled):
             auto_class=self._inputs.auto_class,
             labels=self._facts.classes,
             problem_type="multi_label_classification",
+            image_size=self._spec.image_size if self._is_image else None,
         )
 
     @property

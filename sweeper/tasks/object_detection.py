@@ -52,7 +52,8 @@ class ObjectDetection(Labelled):
     @property
     def head(self) -> HeadSpec:
         """A detector whose class layers fit the classes; what predicts boxes stays the checkpoint's."""
-        return HeadSpec(auto_class="AutoModelForObjectDetection", labels=self._facts.classes)
+        size = self._spec.image_size
+        return HeadSpec(auto_class="AutoModelForObjectDetection", labels=self._facts.classes, image_size=size)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:

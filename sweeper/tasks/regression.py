@@ -36,6 +36,7 @@ class Regression(Labelled):
             labels=(self._spec.columns.target or "target",),
             problem_type="regression",
             config={"target_mean": self._facts.mean, "target_scale": self._facts.scale},
+            image_size=self._spec.image_size if self._is_image else None,
         )
 
     @property

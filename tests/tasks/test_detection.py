@@ -398,3 +398,18 @@ def test_not_finite_boxes_are_a_diverged_loss(checkpoints, splits):
         module.bbox_predictor.layers[-1].weight.fill_(float("nan"))
     loss, _ = evaluate(module, task, data.validation, TrainOptions())
     assert not np.isfinite(loss)
+
+
+@pytest.mark.parametrize("name", ["detr", "d_fine"])
+def test_the_exported_processor_brings_images_to_the_studys_size(checkpoints, splits, tmp_path, name):
+    task, model, _ = ready(checkpoints, splits, name, side=64)
+    model.preprocessor.save_pretrained(tmp_path)
+    saved = hf.AutoImageProcessor.from_pretrained(tmp_path)
+    image = Image.open(io.BytesIO(splits.train().column("image")[1].as_py())).convert("RGB")
+    made = saved(image, return_tensors="pt")["pixel_values"]
+    own = task.open(task.encode(splits.train().slice(1, 1), model.preprocessor), model.preprocessor)
+    assert made.shape == (1, 3, 64, 64)
+    inside = (
+        own.batch(np.array([0])).inputs.get("pixel_mask", torch.ones(1, 64, 64)).bool()[:, None].expand(1, 3, -1, -1)
+    )
+    assert (made - own.batch(np.array([0])).inputs["pixel_values"])[inside].abs().mean() < 0.1

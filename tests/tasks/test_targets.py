@@ -22,7 +22,7 @@ from sweeper.core.trial import TrialSpec
 from sweeper.data.prepare import load_prepared, prepare
 from sweeper.data.records import format_value
 from sweeper.models.load import load
-from sweeper.spec.study import TaskSpec
+from sweeper.spec.study import DataSpec, MetricSpec, TaskSpec
 from sweeper.store.tables import write_predictions
 from sweeper.tasks.base import LossOptions
 from sweeper.tasks.metrics import (
@@ -374,3 +374,24 @@ def test_regression_takes_the_presets_of_encoders_without_what_needs_classes(tmp
     with pytest.raises(InputError, match="focal_gamma: applies to classes only") as caught:
         assemble(StudySpec.model_validate(study), tmp_path / "data")
     assert len(caught.value.problems) == 1  # `balance: none` asks for nothing
+
+
+def test_costs_of_mistakes_are_a_metric_that_moves_the_threshold():
+    costly = TaskSpec(
+        type="text-classification",
+        data=DataSpec(train="x"),
+        costs=[1, 10],
+        threshold="validation",
+        metric=MetricSpec(name="expected_cost"),
+    )
+    task = make_task(costly, ["no", "yes"])
+    assert task.objective.goal == "minimize"
+    targets = np.array([0, 0, 0, 1, 1])
+    probabilities = np.array([[0.9, 0.1], [0.7, 0.3], [0.6, 0.4], [0.65, 0.35], [0.2, 0.8]])
+    plain = task.score(targets, probabilities)["expected_cost"]
+    assert plain == pytest.approx(10 / 5)  # one yes is missed
+    threshold = task.choose_threshold(targets, probabilities)
+    assert 0.3 < threshold <= 0.35  # below it two false alarms come in, above it a miss
+    assert task.score(targets, probabilities, threshold)["expected_cost"] == pytest.approx(1 / 5)
+    with pytest.raises(InputError, match=r"task\.costs"):
+        make_task(TaskSpec(type="text-classification", data=DataSpec(train="x"), costs=[1, 2]), ["a", "b", "c"])
