@@ -58,7 +58,7 @@ def setting(source: Source) -> str:
         return ""
     threads = f", {measured['num_threads']} thread(s)" if measured["device"] == "cpu" else ""
     return (
-        "Latency and throughput: median forward pass of one confirmed checkpoint a model, encoded examples of median "
+        "Latency and throughput: the fastest of several forward passes of a confirmed checkpoint, examples of median "
         f"length, on {measured['device']}{threads}, {measured['precision']}, measured once while other lanes may have "
         "run; tokenising and decoding not counted."
     )

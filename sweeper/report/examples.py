@@ -95,6 +95,8 @@ def comparisons(found: Examples) -> list[dict[str, Any]]:
     right = {model: answers.right for model, answers in found.answers.items() if answers.right is not None}
     rows: list[dict[str, Any]] = []
     for a, b in combinations(right, 2):
+        if right[a].mean() < right[b].mean():
+            a, b = b, a
         difference = example_bootstrap(right[a], right[b])
         paired = mcnemar(right[a].mean(axis=0) > 0.5, right[b].mean(axis=0) > 0.5)
         rows.append(

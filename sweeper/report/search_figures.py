@@ -23,7 +23,13 @@ def tuning_figure(source: Source, curves: dict[str, Any], *, by_cost: bool) -> F
     drawn = [value for entry in shown.values() for value in entry["expected_best"]["v"]]
     if not drawn:
         return None
-    bounds = [v for e in shown.values() for side in ("low", "high") for v in e["band"][side] if v is not None]
+    bounds = [
+        v
+        for e in shown.values()
+        for pair in zip(e["band"]["low"], e["band"]["high"], strict=True)
+        if None not in pair
+        for v in pair
+    ]
     least, most = min(drawn + bounds), max(drawn + bounds)
     room = 0.05 * (most - least) or 0.01
     traces: list[Trace] = []

@@ -13,6 +13,7 @@ from results_folder import SEEDS, add_predictions, make_results
 from sweeper.core.objective import Objective
 from sweeper.core.space import Float, Int
 from sweeper.report.build import build_report
+from sweeper.report.cards import model_card
 from sweeper.report.costs import costs
 from sweeper.report.effects import flips, tuning_effects
 from sweeper.report.examples import comparisons, confusions, disagreements, read_examples
@@ -232,3 +233,15 @@ def test_a_search_space_is_shown_with_ranges_and_sources():
     assert sources(space) == ("a paper", {"learning_rate": "another; and more"})
     assert dimensions(space) == "1 dimension and 1 fixed"
     assert range_words(space["parameters"]["learning_rate"]) == "1e-05 to 0.01, log scale"
+
+
+def test_a_model_card_holds_results_scope_and_licence(results):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(model_card(results, "good", seed=SEEDS[0]))
+    assert card.data.license == "mit"
+    result = card.data.eval_results[0]
+    assert result.metric_type == "accuracy"
+    assert result.metric_value == pytest.approx(0.9, abs=0.01)
+    for text in ("| tuned | 0.9", "| default | 0.5", "good beats middling", "Scope", "`learning_rate`: `0.0099`"):
+        assert text in card.text, text
