@@ -51,8 +51,8 @@ def model_card(root: Path, model: str, seed: int) -> str:
         f"# {model}, tuned on {source.manifest.name}",
         "",
         (
-            f"Fine-tuned from `{Path(planned['checkpoint']).name}`; weights of confirmation seed {seed}, the median one "
-            "on validation. The scores are what can be expected of such a checkpoint, not the best seed's."
+            f"Fine-tuned from `{Path(planned['checkpoint']).name}`; weights of confirmation seed {seed}, the median "
+            "one on validation. The scores are what can be expected of such a checkpoint, not the best seed's."
         ),
         "",
         f"| test {metric} | mean | 95% interval | seeds |",
