@@ -2,14 +2,14 @@
 
     python benchmarks/tracking.py --json OUT.json
 
-``cost``: 300 trials of three epochs on as many lanes as there are cores. Lanes are processes that compute, so a
-tracking process that takes processor time is felt. The driver writes the real ledger (fsync an event) and starts the
-real tracking process; the arms named by ``--arms`` run in alternation: no tracking (off), W&B offline, W&B online
-against a stub of the server, and online with a fault from the middle on: a fifth of all requests answered by 429, 500
-or a dropped connection (429, 500, drop), all of them (down), a server that never answers (hang) or is gone (dies). A
-ratio is the best wall-clock time over that without tracking, the wait at the end included. After each arm the server
-is well again, ``sweeper track`` replays the study, and every run must hold every epoch once. Memory is the sum of the
-peaks of the tracking process and its client.
+``cost``: 300 trials of three epochs on as many lanes as there are cores, or ``--lanes``. Lanes are processes that
+compute, so a tracking process that takes processor time is felt. The driver writes the real ledger (fsync an event)
+and starts the real tracking process; the arms named by ``--arms`` run in alternation: no tracking (off), W&B offline,
+W&B online against a stub of the server, and online with a fault from the middle on: a fifth of all requests answered
+by 429, 500 or a dropped connection (429, 500, drop), all of them (down), a server that never answers (hang) or is gone
+(dies). A ratio is the best wall-clock time over that without tracking, the wait at the end included. After each arm
+the server is well again, ``sweeper track`` replays the study, and every run must hold every epoch once. Memory is the
+sum of the peaks of the tracking process and its client.
 
 ``rounds``: a sweep in a process of its own is killed (SIGKILL, at a random moment) and started again; after each kill
 ``sweeper track`` replays it. The epochs of every trial in W&B's files must be those of ``measurements.parquet``.
@@ -63,10 +63,12 @@ def burn(trial: int, loops: int, answers: Any) -> int:
     return trial
 
 
-def sweep(root: Path, num_trials: int, loops: int, tracking: dict[str, Any], halfway: Any = None) -> dict[str, float]:
+def sweep(
+    root: Path, num_trials: int, work: tuple[int, int], tracking: dict[str, Any], halfway: Any = None
+) -> dict[str, float]:
     """Run a sweep of trials that only burn time, and return what it took."""
     paths = studies.prepare(root)
-    lanes = len(os.sched_getaffinity(0))
+    lanes, loops = work
     manager = multiprocessing.Manager()
     answers = manager.Queue()
     peak: dict[int, tuple[int, float]] = {}
@@ -173,11 +175,19 @@ def heal(stub: Stub, fault: str) -> None:
     stub.fault, stub.fault_share = None, 1.0
 
 
-def cost(num_trials: int, epoch_seconds: float, repeats: int, names: Sequence[str]) -> dict[str, Any]:
-    """Compare the arms."""
-    began, loops = time.perf_counter(), 200_000
-    sum(i * i % 7 for i in range(loops))
-    loops = int(loops * epoch_seconds / (time.perf_counter() - began))
+def loops_in(seconds: float) -> int:
+    """Return how often this machine turns `burn`'s loop in that processor time: the best of five tries."""
+    took = []
+    for _ in range(5):
+        began, total = time.process_time(), 0
+        for i in range(200_000):
+            total += i * i % 7
+        took.append(time.process_time() - began)
+    return int(200_000 * seconds / min(took))
+
+
+def cost(num_trials: int, work: tuple[int, int], repeats: int, names: Sequence[str]) -> dict[str, Any]:
+    """Compare the arms; ``work`` is the number of lanes, and the loops of an epoch."""
     arms: dict[str, Any] = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:
@@ -185,7 +195,7 @@ def cost(num_trials: int, epoch_seconds: float, repeats: int, names: Sequence[st
                 root = Path(folder) / name
                 mode = {"off": "disabled", "offline": "offline"}.get(name, "online")
                 fault = None if name in ("off", "offline", "online") else partial(strike, stub, name)
-                run = sweep(root, num_trials, loops, {"wandb": {"project": "p", "mode": mode}}, fault)
+                run = sweep(root, num_trials, work, {"wandb": {"project": "p", "mode": mode}}, fault)
                 if name == "offline":
                     replay(root, mode="offline")
                     run["epochs_compared"] = lost(root)
@@ -197,6 +207,8 @@ def cost(num_trials: int, epoch_seconds: float, repeats: int, names: Sequence[st
     base = min((run["seconds"] for run in arms.get("off", ())), default=float("nan"))
     return {
         "num_trials": num_trials,
+        "lanes": work[0],
+        "loops": work[1],
         **arms,
         "ratio": {name: min(run["seconds"] for run in runs) / base for name, runs in arms.items()},
     }
@@ -271,6 +283,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--epoch-seconds", type=float, default=0.1, help="processor seconds of an epoch")
+    parser.add_argument("--loops", type=int, help="work of an epoch, in the place of --epoch-seconds")
+    parser.add_argument("--lanes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--arms", type=lambda text: text.split(","), default=["off", "offline", "online", "hang"])
@@ -279,7 +293,8 @@ def main() -> None:
     result = {"machine": facts()}
     result["rounds"] = rounds(options.rounds)
     print(json.dumps(result["rounds"]), flush=True)
-    result["cost"] = cost(options.trials, options.epoch_seconds, options.repeats, options.arms)
+    loops = options.loops or loops_in(options.epoch_seconds)
+    result["cost"] = cost(options.trials, (options.lanes, loops), options.repeats, options.arms)
     print(json.dumps(result["cost"], indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -400,14 +401,21 @@ class _Redacting(logging.Formatter):
         return redact(super().format(record))
 
 
+def _step_back() -> None:
+    """Let training come first: below the driver, and where Linux shares cores out by session, below its session."""
+    os.nice(10)
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text("10")
+
+
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the tracking process."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Redacting("%(asctime)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     fields: Mapping[str, Any] = json.loads(arguments[0])
-    if not fields.get("wandb_failed"):  # else it is one already
-        os.nice(10)  # training comes first
+    if not fields.get("wandb_failed"):  # else it has been done
+        _step_back()
     try:
         process = Process(Order(**fields))
     except Exception as error:  # a tracker that cannot even be made
