@@ -78,16 +78,34 @@ def check(
 
 @app.command()
 def plan(
-    study: StudyFile,
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY.yaml]", help="study file; a replay needs none")] = None,
     overrides: Overrides = None,
     probe: Annotated[bool, typer.Option(help="measure an epoch of each model")] = True,
+    replay: Annotated[
+        str | None, typer.Option(metavar="RESULTS", help="search the recorded curves of an earlier study instead")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="searches of a replay, with different seeds")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Print trials, epochs and estimated time of each model; spends nothing but a short probe."""
+    """Print trials, epochs and estimated time of each model; spends nothing but a short probe.
+
+    With --replay: what a budget would have found on the curves of an earlier study, without training.
+    """
+    changes = list(overrides or ())
+    if replay is not None:
+        from sweeper.workflows.replay import replay_study
+
+        own = None if study is None or "=" in study else Path(study)  # else the recorded study, perhaps changed
+        changes = [study, *changes] if own is None and study is not None else changes
+        found = replay_study(_results(replay), own, changes, repeats)
+        typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+        return
     from sweeper.spec.load import load_study
     from sweeper.workflows.inspect import plan_study
 
-    report = plan_study(load_study(study, overrides or ()), probe=probe)
+    if study is None:
+        raise InputError(Problem("STUDY.yaml", "must be given", "nothing", "name the study file, or --replay RESULTS"))
+    report = plan_study(load_study(Path(study), changes), probe=probe)
     typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
 
 
