@@ -4,7 +4,7 @@
 
 No Ray, no training: the real exchange is called by 1,000 stand-in lanes and 1,000 stand-in Trainables on its own event
 loop; the real conductor, book and ledger take 10,000 trials of simulated curves from 1,000 simulated lanes, with the
-ledger on disk and each event synced; the real tail of the tracking process reads that ledger into a tracker that keeps
+ledger in memory, and 1,000 with the ledger on disk and each event synced; the real tail of the tracking process reads that ledger into a tracker that keeps
 nothing. Each part is measured alone, as reports per second of the clock where it waits for a disk, else of the
 processor; searching is random, since `lcbench.py` and others measure
 searchers. From these rates and the memory that a lane's helpers take on the driver's node, the report says how short
@@ -170,6 +170,7 @@ def main() -> int:
     parser.add_argument("--lanes", type=int, default=1000)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--models", type=int, default=10)
+    parser.add_argument("--synced-trials", type=int, default=1000, help="with the ledger on disk; rates do not change")
     parser.add_argument("--memory-gigabytes", type=float, default=64.0, help="of the driver's node")
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
@@ -180,7 +181,7 @@ def main() -> int:
         paths = ResultPaths(Path(folder) / "thousand")
         paths.root.mkdir()
         with Ledger.open(paths) as ledger:
-            report["driver"] = conduct(given.lanes, given.trials, given.models, ledger)
+            report["driver"] = conduct(given.lanes, given.synced_trials, given.models, ledger)
         print(f"driver, ledger synced: {report['driver']['reports_per_second']:,.0f} reports/s", flush=True)
         report["tracker"] = tracker_rate(paths)
     report["exchange"] = asyncio.run(exchange_rate(given.lanes, EPOCHS))

@@ -158,6 +158,7 @@ class Lanes:
         self._lock = threading.Lock()
         self._alive = count  # threads that keep a lane
         self._retiring = 0  # lanes told to end for good
+        self._waiting = 0  # threads whose lane has no node yet
         self.shape = shape
         self.restarts: list[str] = []
         self.exchange_name = f"exchange-{uuid.uuid4().hex[:12]}"
@@ -212,7 +213,7 @@ class Lanes:
         """
         with self._lock:
             self.count = min(self.count, max(1, wanted))
-            surplus = self._alive - self._retiring - self.count
+            surplus = self._alive - self._retiring - self._waiting - self.count
         if surplus > 0:
             going = ray.get(self._exchange.retire.remote(surplus))
             with self._lock:
@@ -240,7 +241,7 @@ class Lanes:
             group, num_answers = ray.get(self._exchange.bury.remote(lane))
             if group is not None:
                 ray.util.remove_placement_group(group)
-            if self._closing.is_set() or self._leaves():
+            if self._closing.is_set() or self._leaves(retired=True):
                 return
             in_a_row = 1 if num_answers else in_a_row + 1
             self.restarts.append(reason)
@@ -249,13 +250,14 @@ class Lanes:
                 self._given_up = f"a lane died {in_a_row} times in a row, last: {reason}"
             time.sleep(START_PAUSE_SECONDS)
 
-    def _leaves(self) -> bool:
+    def _leaves(self, *, retired: bool) -> bool:
         """Whether this thread is one too many; then it counts as gone."""
         with self._lock:
             if self._alive <= self.count:
                 return False
             self._alive -= 1
-            self._retiring = max(0, self._retiring - 1)
+            if retired:
+                self._retiring = max(0, self._retiring - 1)
             return True
 
     def _node_is_there(self) -> bool:
@@ -267,12 +269,16 @@ class Lanes:
         bundles = [dict(self.shape.resources_per_worker) for _ in range(self.shape.num_workers)]
         selector = [dict(self.shape.node_labels) for _ in bundles] if self.shape.node_labels else None
         group = ray.util.placement_group(bundles, strategy=self.shape.placement, bundle_label_selector=selector)
+        with self._lock:
+            self._waiting += 1
         try:
             while not group.wait(timeout_seconds=1):
-                if self._closing.is_set() or self._leaves():
+                if self._closing.is_set() or self._leaves(retired=False):
                     return False
             return True
         finally:
+            with self._lock:
+                self._waiting -= 1
             ray.util.remove_placement_group(group)
 
     def _run_once(self, lane: str) -> str:

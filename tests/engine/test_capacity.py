@@ -8,7 +8,7 @@ import pytest
 
 from sweeper.core.errors import InputError
 from sweeper.core.trial import TrialKind, TrialState
-from sweeper.engine import cluster
+from sweeper.engine import cluster, lanes
 from sweeper.engine.cluster import Capacity, capacity, lane_count, worker_resources
 from sweeper.engine.lanes import LaneShape
 from sweeper.workflows.tail import Tail, work_left
@@ -82,9 +82,30 @@ def test_work_left_counts_what_was_not_asked_yet_and_the_confirmation():
 
 def test_the_tail_tells_the_lanes_how_many_can_still_be_used():
     kept = []
-    lanes = SimpleNamespace(count=4, keep=kept.append)
+    pool = SimpleNamespace(count=4, keep=kept.append)
     left = iter([6, 5, 3])
     conductor = SimpleNamespace(take=lambda report: report == "ended", stopping=False)
-    tail = Tail(conductor, lanes, lambda: next(left))
+    tail = Tail(conductor, pool, lambda: next(left))
     assert [tail.take("epoch"), tail.take("ended"), tail.take("epoch")] == [False, True, False]
     assert kept == [5, 3]
+
+
+def test_lanes_that_wait_for_a_node_go_before_idle_ones_and_the_last_stays(monkeypatch, tmp_path):
+    asked = []
+
+    def retire(most):
+        asked.append(most)
+        return most
+
+    monkeypatch.setattr(lanes.ray, "get", lambda answer: answer)
+    pool = lanes.Lanes(4, GPU, lambda: None, tmp_path, elastic=True)
+    pool._exchange = SimpleNamespace(retire=SimpleNamespace(remote=retire))
+    pool._waiting = 1
+    pool.keep(2)
+    pool.keep(2)
+    assert asked == [1], "one waits and goes by itself, one idle lane is told to, and only once"
+    pool._waiting = 0
+    assert [pool._leaves(retired=False), pool._leaves(retired=True), pool._leaves(retired=True)] == [True, True, False]
+    pool.keep(0)
+    assert asked == [1, 1]
+    assert pool.count == 1
