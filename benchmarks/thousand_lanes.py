@@ -3,12 +3,12 @@
     python benchmarks/thousand_lanes.py --json OUT.json
 
 No Ray, no training: the real exchange is called by 1,000 stand-in lanes and 1,000 stand-in Trainables on its own event
-loop; the real conductor, book and ledger take 10,000 trials of simulated curves from 1,000 simulated lanes, with the
-ledger in memory, and 1,000 with the ledger on disk and each event synced; the real tail of the tracking process reads that ledger into a tracker that keeps
-nothing. Each part is measured alone, as reports per second of the clock where it waits for a disk, else of the
-processor; searching is random, since `lcbench.py` and others measure
-searchers. From these rates and the memory that a lane's helpers take on the driver's node, the report says how short
-epochs may be before each part is the bottleneck.
+loop; the real conductor, book and ledger take 10,000 trials of simulated curves from 1,000 simulated lanes with the
+ledger in memory, and 1,000 with the ledger on disk, each event synced; the real tail of the tracking process reads that
+ledger into a tracker that keeps nothing. Each part is measured alone, as reports per second of the clock where it
+waits for a disk, else of the processor; searching is random, since `lcbench.py` and others measure searchers. From
+these rates and the memory that a lane's helpers take on the driver's node, the report says how short epochs may be
+before each part is the bottleneck.
 """
 
 from __future__ import annotations
