@@ -212,14 +212,14 @@ def _draw(space: SearchSpace, rng: np.random.Generator) -> dict[str, Any]:
     return params
 
 
-def run_study(models: dict[str, Any], best: dict[str, float], study: int) -> dict[str, Any]:
+def run_study(models: dict[str, Any], best: dict[str, float], study: int, budgets: tuple[int, ...]) -> dict[str, Any]:
     """Run one study by every method and budget; say which winners were right."""
     order = sorted(best, key=lambda name: -best[name])
     gap = best[order[0]] - best[order[1]]
     row: dict[str, Any] = {"study": study, "gap": gap, "clear": gap > 2 * SEED_NOISE * np.sqrt(2 / SEEDS), "right": {}}
     row |= {"epochs": {}, "regret": {}}
     for method in METHODS:
-        for budget in BUDGETS if method != "default" else (1,):
+        for budget in budgets if method != "default" else (1,):
             scores, epochs = {}, 0
             rng = np.random.default_rng([study, budget, METHODS.index(method)])
             for name, model in models.items():
@@ -285,7 +285,9 @@ def main() -> None:
     parser.add_argument("--surrogate", help="folder of the LCBench surrogate")
     parser.add_argument("--recorded", help="parquet file that record_space.py wrote")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no study after so long")
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)), help="trials a model")
     arguments = parser.parse_args()
+    budgets = tuple(int(budget) for budget in arguments.budgets.split(","))
     sources: dict[str, Source] = {"simulated": simulated}
     if arguments.surrogate:
         sources["lcbench"] = partial(lcbench, arguments.surrogate)
@@ -293,7 +295,8 @@ def main() -> None:
         sources["recorded"] = lambda study: recorded(arguments.recorded)  # noqa: ARG005 - noise alone differs
     known: dict[str, list[dict[str, Any]]] = {}
     if arguments.json and arguments.json.exists():
-        known = json.loads(arguments.json.read_text())["rows"]
+        before = json.loads(arguments.json.read_text())
+        known = before["rows"] if before["budgets"] == list(budgets) else {}
     began, left = time.perf_counter(), 0
     for study in range(arguments.studies):
         for name, source in sources.items():
@@ -303,19 +306,19 @@ def main() -> None:
             if time.perf_counter() - began > arguments.seconds:
                 left += 1
                 continue
-            rows.append(run_study(*source(study), study))
+            rows.append(run_study(*source(study), study, budgets))
             if arguments.json:
-                _write(arguments.json, known)
-    found = _write(arguments.json, known)
+                _write(arguments.json, known, budgets)
+    found = _write(arguments.json, known, budgets)
     print(json.dumps({key: value for key, value in found.items() if key != "rows"}, indent=2))
     if left:
         print(f"{left} studies are left: call it again")
 
 
-def _write(path: Path | None, known: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _write(path: Path | None, known: dict[str, list[dict[str, Any]]], budgets: tuple[int, ...]) -> dict[str, Any]:
     sources = {name: summary(rows) for name, rows in known.items() if rows}
     goal = {name: s["share_clear"].get("sweeper 32", 0.0) >= 0.9 for name, s in sources.items() if s["clear"]}
-    found = {"seeds": SEEDS, "seed_noise": SEED_NOISE, "budgets": BUDGETS, "sources": sources, "passed": goal}
+    found = {"seeds": SEEDS, "seed_noise": SEED_NOISE, "budgets": budgets, "sources": sources, "passed": goal}
     found |= {"machine": facts(), "rows": known}
     if path is not None:
         path.write_text(json.dumps(found, indent=1) + "\n")

@@ -22,7 +22,7 @@ from sweeper.report.gaps import gaps
 from sweeper.report.latex import escape as latex_escape
 from sweeper.report.leaderboard import leaderboard
 from sweeper.report.markdown import escape
-from sweeper.report.method import dimensions, range_words, sources
+from sweeper.report.method import dimensions, range_words, scope, sources
 from sweeper.report.source import read_source
 
 
@@ -245,3 +245,11 @@ def test_a_model_card_holds_results_scope_and_licence(results):
     assert result.metric_value == pytest.approx(0.9, abs=0.01)
     for text in ("| tuned | 0.9", "| default | 0.5", "good beats middling", "Scope", "`learning_rate`: `0.0099`"):
         assert text in card.text, text
+
+
+def test_the_scope_says_whether_splits_were_varied(results):
+    source = read_source(results)
+    assert "It says nothing of other splits" in scope(source)[0]
+    source.manifest.content["confirm"]["vary"] = ["seed", "split"]
+    assert "the split into train and validation, drawn anew for each seed" in scope(source)[0]
+    assert "test split was the same in all runs" in scope(source)[0]
