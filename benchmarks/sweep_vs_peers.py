@@ -1,16 +1,18 @@
 """The same fixed list of trials by sweeper, Ray's documented pattern, and the Hugging Face Trainer with Optuna or Ray.
 
-    python benchmarks/sweep_vs_peers.py --work digits --json OUT.json
+    python benchmarks/sweep_vs_peers.py --json OUT.json
+    python benchmarks/sweep_vs_peers.py --peers hf_ray --merge --json OUT.json
 
-Same models, data, epochs and seeds; all five unfreezing schedules; no pruning. The scripts that run stand in
-``benchmarks/peers/``; each is a process of its own, one after the other, and gets the whole machine. Wall-clock runs
-from its start to its end, with imports, data preparation and Ray's start; CPU seconds are those of it and of
-everything that it started, as last seen twice a second (what a process used in its last half second is missing);
-memory is the largest sum of proportional set sizes, sampled every three seconds. The
-splits are prepared before, for sweeper also within. Scores are validation accuracies after the last epoch: of each
-schedule the paired mean difference to sweeper must lie within two standard errors.
-``digits``: the quickstart's three vision models; ``docstrings``: its two encoders (run the examples' ``pretrain.py``
-first). Needs the extra ``bench``.
+Same models, data, epochs, seeds, new heads and batches; all five unfreezing schedules; no pruning. The scripts that run
+stand in ``benchmarks/peers/``; each is a process of its own, one after the other, and gets the whole machine.
+Wall-clock runs from its start to its end, with imports, data preparation and Ray's start; CPU seconds are those of it
+and of everything that it started, as last seen twice a second (what a process used in its last half second is missing);
+memory is the largest sum of proportional set sizes, sampled every three seconds. The splits are prepared before, for
+sweeper also within. Scores are validation accuracies after the last epoch: of each schedule the paired mean difference
+to sweeper must lie within two standard errors. Every call runs sweeper too, so that a ratio compares runs of the same
+minutes; ``--merge`` adds the peers of a call to those that the JSON file holds already.
+``digits``: the quickstart's three vision models; ``docstrings``: two encoders. Checkpoints that are missing are made
+first, by the examples' ``pretrain.py`` (a minute or two). Needs the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 SAMPLE_SECONDS, MEMORY_SECONDS = 0.5, 3.0
 
 WORK = {
-    "digits": ("quickstart", {"resnet": 1e-2, "vit": 3e-3, "convnext": 3e-3}, ["task.data.max_train_examples=null"]),
+    "digits": ("quickstart", {"resnet": 1e-2, "vit": 3e-3, "convnext": 3e-3}, ["task.data.max_train_examples=300"]),
     "docstrings": ("docstrings", {"bert": 1e-3, "distilbert": 1e-3}, []),
 }
 
@@ -52,6 +54,9 @@ WORK = {
 def write_work(name: str, repeats: int, max_epochs: int, folder: Path) -> dict[str, Any]:
     """Write the list of trials, the study and the splits for all arms."""
     example, rates, overrides = WORK[name]
+    if not all((EXAMPLES / example / "checkpoints" / model / "model.safetensors").is_file() for model in rates):
+        print(f"making the checkpoints of examples/{example}", flush=True)
+        subprocess.run([sys.executable, str(EXAMPLES / example / "pretrain.py")], check=True)
     spec = load_study(EXAMPLES / example / "study.yaml", overrides)
     (folder / "study.yaml").write_text(json.dumps(spec.model_dump(mode="json")))
     draws = random.Random(0)
@@ -69,6 +74,8 @@ def write_work(name: str, repeats: int, max_epochs: int, folder: Path) -> dict[s
                     "dropout": 0.0,
                     "unfreezing": schedule,
                 }
+                if name == "docstrings":
+                    params["attention_dropout"] = 0.0
                 if schedule == "last_blocks":
                     params["num_unfrozen_blocks"] = 1
                 trials.append({"index": len(trials), "model": model, "params": params, "seed": 2 * len(trials)})
@@ -93,6 +100,7 @@ def run_arm(arm: str, folder: Path, num_trials: int) -> dict[str, Any]:
     out.mkdir()
     paths = os.pathsep.join(str(path.resolve()) for path in (HERE.parent, HERE, HERE / "peers"))
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
+    environment["RAY_worker_niceness"] = "0"  # sweeper's own setting; without it a busy machine would starve Ray's arms
     began = time.perf_counter()
     with (folder / f"{arm}.log").open("w") as log:
         command = [sys.executable, str(HERE / "peers" / f"{ARMS[arm]}.py"), str(folder / "work.json"), str(out)]
@@ -170,10 +178,11 @@ def agreement(trials: list[dict[str, Any]], ours: list[float], theirs: list[floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", choices=list(WORK), default="digits")
-    parser.add_argument("--repeats", type=int, default=2, help="trials for each model and schedule")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--peers", default="ray_pattern,hf_optuna,hf_ray")
+    parser.add_argument("--repeats", type=int, default=3, help="trials for each model and schedule")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--peers", default="hf_optuna,hf_ray,ray_pattern")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--merge", action="store_true", help="keep the other peers' figures that the JSON file holds")
     arguments = parser.parse_args()
     ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory() as name:
@@ -184,28 +193,35 @@ def main() -> None:
             arms[arm] = run_arm(arm, folder, len(work["trials"]))
             shown = {key: round(value, 1) for key, value in arms[arm].items() if key != "scores"}
             print(arm, shown, f"mean score {np.mean(arms[arm]['scores']):.4f}", flush=True)
-    ours, peers = arms["sweeper"], {name: arm for name, arm in arms.items() if name != "sweeper"}
-    by_schedule = {name: agreement(work["trials"], ours["scores"], arm["scores"]) for name, arm in peers.items()}
-    differences = [abs(found["mean_difference"]) for by in by_schedule.values() for found in by.values()]
-    result = {
-        "work": arguments.work,
-        "num_trials": len(work["trials"]),
-        "max_epochs": arguments.epochs,
-        "wall_clock_ratio": {
-            name: arm["wall_clock_seconds"] / ours["wall_clock_seconds"] for name, arm in peers.items()
-        },
-        "cpu_ratio": {name: arm["cpu_seconds"] / ours["cpu_seconds"] for name, arm in peers.items()},
-        "peak_memory_ratio": {
-            name: arm["peak_memory_bytes"] / ours["peak_memory_bytes"] for name, arm in peers.items()
-        },
-        "max_abs_score_difference": max(differences),
-        "agreement": by_schedule,
-        "arms": arms,
-        "machine": facts(),
-    }
+    result = {"work": arguments.work, "num_trials": len(work["trials"]), "max_epochs": arguments.epochs}
+    figures = compared(work["trials"], arms)
+    if arguments.merge and arguments.json.exists():
+        earlier = json.loads(arguments.json.read_text())
+        if any(earlier[key] != value for key, value in result.items()):
+            sys.exit(f"{arguments.json} holds other work: name another file")
+        figures = {name: {**earlier[name], **by_peer} for name, by_peer in figures.items()}
+    differences = [abs(found["mean_difference"]) for by in figures["agreement"].values() for found in by.values()]
+    result |= {**figures, "max_abs_score_difference": max(differences), "machine": facts()}
     print(json.dumps({key: value for key, value in result.items() if key != "arms"}, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def compared(trials: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Set every peer beside sweeper's run of the same call; each figure by peer."""
+    ours = arms["sweeper"]
+    peers = {name: arm for name, arm in arms.items() if name != "sweeper"}
+
+    def ratio(key: str) -> dict[str, float]:
+        return {name: arm[key] / ours[key] for name, arm in peers.items()}
+
+    return {
+        "wall_clock_ratio": ratio("wall_clock_seconds"),
+        "cpu_ratio": ratio("cpu_seconds"),
+        "peak_memory_ratio": ratio("peak_memory_bytes"),
+        "agreement": {name: agreement(trials, ours["scores"], arm["scores"]) for name, arm in peers.items()},
+        "arms": {name: {"peer": arm, "sweeper": ours} for name, arm in peers.items()},
+    }
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ def run(
     overrides: Overrides = None,
     accept_change: AcceptChange = False,
     more_seeds: Annotated[int, typer.Option(min=0, help="confirmation seeds to add to a finished study")] = 0,
+    profile: Annotated[bool, typer.Option("--profile", help="write where the time of the lanes went")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Search, confirm and report. Safe to call again: goes on where it was."""
@@ -123,7 +124,10 @@ def run(
 
     spec = load_study(study, overrides or ())
     _finish(
-        lambda: run_study(spec, accept_change=accept_change, more_seeds=more_seeds), study, overrides or (), as_json
+        lambda: run_study(spec, accept_change=accept_change, more_seeds=more_seeds, profiled=profile),
+        study,
+        overrides or (),
+        as_json,
     )
 
 

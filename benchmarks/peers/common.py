@@ -1,7 +1,8 @@
 """What the peers share: Hugging Face's Trainer over one trial of the work list, with freezing done by hand.
 
-Which parameters form a block, and which blocks a schedule trains at which rate, is asked of sweeper, so that all tools
-train the same thing; everything else is the Trainer's own.
+Which parameters form a block, which blocks a schedule trains at which rate, the weights of a new head, and the order
+of the examples are sweeper's, so that all tools train the same thing and scores differ by arithmetic alone. The order
+is one by length, as the Trainer's own option has it: padding is small. Everything else is the Trainer's own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,13 @@ import pyarrow.parquet as pq
 import torch
 import transformers as hf
 from PIL import Image
+from torch.utils.data import DataLoader, Sampler
 
+from sweeper.core.seeds import derive_seed
 from sweeper.models.blocks import find_blocks
+from sweeper.models.load import draw_anew, fresh_modules
+from sweeper.train.batches import epoch_batches, steps_per_epoch
+from sweeper.train.optim import schedule
 from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import Stage, stages
 
@@ -66,12 +73,17 @@ class Work:
         """Return a fresh model of a trial, with its schedule as ``model.schedule``."""
         torch.manual_seed(trial["seed"])
         auto = hf.AutoModelForImageClassification if self.is_image else hf.AutoModelForSequenceClassification
-        model = auto.from_pretrained(
-            self.checkpoints[trial["model"]], num_labels=len(self.classes), ignore_mismatched_sizes=True
+        model, report = auto.from_pretrained(
+            self.checkpoints[trial["model"]],
+            num_labels=len(self.classes),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
+        draw_anew(model, fresh_modules(report["missing_keys"]), trial["seed"])
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = trial["params"]["dropout"]
+        model.trial = trial
         model.schedule = Schedule(model, trial, self.max_epochs)
         return model
 
@@ -138,18 +150,47 @@ class Schedule:
         model.train = train
 
 
+class Order(Sampler[list[int]]):
+    """A trial's batches, epoch after epoch."""
+
+    def __init__(self, trial: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        self._lengths = np.asarray([len(row.get("input_ids", [0])) for row in rows])
+        self._batch_size: int = trial["params"]["batch_size"]
+        self._seed = derive_seed(trial["seed"], "order")
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return steps_per_epoch(len(self._lengths), self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = epoch_batches(self._lengths, self._batch_size, self._seed, self._epoch)
+        self._epoch += 1
+        return iter([batch.tolist() for batch in batches])
+
+
 class HandFrozen(hf.Trainer):
-    """The Trainer with an optimizer of one group per block, as discriminative rates need."""
+    """The Trainer with an optimizer of one group per block, as discriminative rates need, and given batches."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        order = Order(self.model.trial, self.train_dataset)  # type: ignore[arg-type, union-attr]
+        return DataLoader(self.train_dataset, batch_sampler=order, collate_fn=self.data_collator)  # type: ignore[arg-type]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        ratio = self.model.schedule.warmup_ratio  # type: ignore[union-attr]
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda step: schedule("linear", step, num_training_steps, ratio)
+        )
+        return self.lr_scheduler
 
     def create_optimizer(self, model: Any = None) -> Any:
         model = model or self.model
-        schedule = model.schedule
+        plan = model.schedule
         parameters = dict(model.named_parameters())
         decay = self.args.weight_decay
         groups = []
-        for group, rate in schedule.rates.items():
+        for group, rate in plan.rates.items():
             for weight_decay, wanted in ((decay, lambda p: p.dim() >= 2), (0.0, lambda p: p.dim() < 2)):
-                chosen = [parameters[name] for name in schedule.groups[group] if wanted(parameters[name])]
+                chosen = [parameters[name] for name in plan.groups[group] if wanted(parameters[name])]
                 groups.append({"params": chosen, "lr": rate, "weight_decay": weight_decay})
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         return self.optimizer

@@ -11,16 +11,8 @@ from sweeper.engine.environment import prepare
 prepare(own_ray=True)
 
 from sweeper.core.trial import TrialSpec  # noqa: E402
-from sweeper.engine.cluster import connection, lane_count, worker_resources  # noqa: E402
-from sweeper.engine.lanes import Lanes, LaneShape  # noqa: E402
-from sweeper.engine.tune import run_assignments  # noqa: E402
-from sweeper.engine.worker_config import WorkerConfig  # noqa: E402
+from sweeper.engine.cluster import Connection  # noqa: E402
 from sweeper.spec.load import load_study  # noqa: E402
-from sweeper.store.ledger import Ledger  # noqa: E402
-from sweeper.store.state import StudyState  # noqa: E402
-from sweeper.train.options import TrainOptions  # noqa: E402
-from sweeper.workflows.book import Book  # noqa: E402
-from sweeper.workflows.conductors import ConfirmConductor  # noqa: E402
 from sweeper.workflows.study import provisional, settle  # noqa: E402
 
 
@@ -30,25 +22,30 @@ def main() -> None:
     spec = load_study(work.with_name("study.yaml"), [f"storage_path={folder / 'results'}"])
     with provisional(spec) as draft:
         study = settle(draft)
-    trials = [
-        TrialSpec(
-            trial_id=f"{trial['model']}-t{trial['index']:04d}",
-            number=trial["index"],
-            model=trial["model"],
-            params=trial["params"],
-            seed=trial["seed"],
-            max_epochs=listed["max_epochs"],
-        )
-        for trial in listed["trials"]
-    ]
-    with Ledger.open(study.paths) as ledger, connection(None):
-        state = StudyState.replay(ledger.events())
-        book = Book(ledger, state, study.objective, 1, [])
-        shape = LaneShape(num_workers=1, resources_per_worker=worker_resources("auto", 1))
-        config = WorkerConfig(spec=spec, paths=study.paths, options=TrainOptions(), cpus=1)
-        with Lanes(lane_count(shape, "auto"), shape, config.start, study.paths.scratch) as lanes:
-            lanes.wait_ready()
-            conductor = ConfirmConductor(book, trials, lambda: False)
+    with Connection() as connection:
+        connection.begin()  # as `sweeper run` does: Ray comes up while the rest is imported
+        from sweeper.engine.tune import run_assignments
+        from sweeper.store.ledger import Ledger
+        from sweeper.store.state import StudyState
+        from sweeper.workflows.book import Book
+        from sweeper.workflows.conductors import ConfirmConductor
+        from sweeper.workflows.execute import study_lanes
+
+        trials = [
+            TrialSpec(
+                trial_id=f"{trial['model']}-t{trial['index']:04d}",
+                number=trial["index"],
+                model=trial["model"],
+                params=trial["params"],
+                seed=trial["seed"],
+                max_epochs=listed["max_epochs"],
+            )
+            for trial in listed["trials"]
+        ]
+        connection.wait()
+        with Ledger.open(study.paths) as ledger, study_lanes(study) as lanes:
+            state = StudyState.replay(ledger.events())
+            conductor = ConfirmConductor(Book(ledger, state, study.objective, 1, []), trials, lambda: False)
             run_assignments(lanes, conductor, scratch=study.paths.scratch, max_retries=0, epoch_timeout_seconds=600)
     for trial in trials:
         accuracy = state.trials[trial.trial_id].measurements[-1].metrics["accuracy"]

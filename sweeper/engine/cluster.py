@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import ray
 
@@ -19,9 +22,8 @@ logger = logging.getLogger("sweeper")
 UNLIMITED = 10_000  # nodes of a group without a limit
 
 
-@contextmanager
-def connection(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
-    """Be connected to Ray inside the block.
+class Connection:
+    """A connection to Ray that comes up in a thread, while the driver does something else; a context manager.
 
     An existing connection of this process is used and kept. With ``address`` a running cluster is joined and left
     again. Otherwise a Ray of our own is started on loopback and ended with the block (`environment.prepare`
@@ -34,25 +36,71 @@ def connection(address: str | None = None, *, num_cpus: int | None = None) -> It
     num_cpus:
         Cores of a Ray of our own; None: all that this process may use.
     """
-    if ray.is_initialized():
+
+    def __init__(self, address: str | None = None, *, num_cpus: int | None = None) -> None:
+        self._address = address
+        self._num_cpus = num_cpus
+        self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
+        self._closing = threading.Event()
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Begin to connect, unless this process is connected already."""
+        if self._thread is None and not ray.is_initialized():
+            self._thread = threading.Thread(target=self._keep, name="ray-connection", daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Return once connected; raise what Ray raised where that failed."""
+        self.begin()
+        if self._thread is not None:
+            self._ready.wait()
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is not None:
+            self._ready.wait()
+            ray.shutdown()
+            self._closing.set()
+            self._thread.join()
+
+    def _keep(self) -> None:
+        """Connect, and stay: Ray's processes end with the thread that started them (PR_SET_PDEATHSIG)."""
+        try:
+            self._connect()
+        except BaseException as error:  # raised again by whoever waits
+            self._error = error
+        self._ready.set()
+        self._closing.wait()
+
+    def _connect(self) -> None:
+        if self._address is not None:
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            with environment.no_way_out():
+                ray.init(
+                    address="local",  # never the cluster whose address an earlier Ray left in the temporary folder
+                    num_cpus=self._num_cpus or len(os.sched_getaffinity(0)),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address="127.0.0.1",
+                )
+
+
+@contextmanager
+def connection(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Be connected to Ray inside the block; see `Connection`."""
+    with Connection(address, num_cpus=num_cpus) as made:
+        made.wait()
         yield
-        return
-    if address is not None:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        with environment.no_way_out(), environment.on_loopback():
-            ray.init(
-                address="local",  # never the cluster whose address an earlier Ray left in the temporary folder
-                num_cpus=num_cpus or len(os.sched_getaffinity(0)),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-            )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ logger = logging.getLogger("sweeper")
 
 RESTARTS_IN_A_ROW = 5  # deaths of a lane without a single answer in between after which the pool gives up
 START_PAUSE_SECONDS = 1.0
+START_SECONDS = 300.0  # within which a first lane must stand
+UPSCALING_SECONDS = 1800.0  # the same where nodes come as needed: minutes to start one, and as many to pull the image
 _SPARED = {"PlacementGroupCleanerCallback", "DatasetsCallback"}  # each an actor of 115 MB that a lane has no use for
 
 
@@ -166,6 +168,9 @@ class Lanes:
         self._scratch = scratch
         self._closing = threading.Event()
         self._given_up: str | None = None
+        self._stood = False
+        self._patience_seconds = UPSCALING_SECONDS if elastic else START_SECONDS
+        self._deadline = time.monotonic() + self._patience_seconds
         self._exchange: Any = None
         self._threads: list[threading.Thread] = []
 
@@ -186,20 +191,25 @@ class Lanes:
     @property
     def failure(self) -> str | None:
         """Why the pool gave up on its lanes, or None while all is well."""
+        if not self._stood and self._given_up is None:
+            self._stood = ray.get(self._exchange.num_lanes.remote()) > 0
+            if not self._stood and time.monotonic() > self._deadline:
+                self._given_up = f"no lane started within {self._patience_seconds:g} s"
         return self._given_up
 
-    def wait_ready(self, timeout_seconds: float = 300.0) -> None:
-        """Wait until at least one lane stands.
+    def wait_ready(self) -> None:
+        """Wait until at least one lane stands; whoever only gives lanes work need not.
 
         Raises
         ------
         RunFailedError
             When no lane came up in time, or lanes died again and again.
         """
-        deadline = time.monotonic() + timeout_seconds
-        while ray.get(self._exchange.num_lanes.remote()) == 0:
-            if self._given_up or time.monotonic() > deadline:
-                raise RunFailedError(self._given_up or f"no lane started within {timeout_seconds:g} s")
+        while True:
+            if failure := self.failure:
+                raise RunFailedError(failure)
+            if self._stood:
+                return
             time.sleep(0.05)
 
     def reclaim(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -61,6 +61,46 @@ class Conductor(Protocol):
     def stopping(self) -> bool:
         """Whether everything should stop now (a signal, an exhausted time budget)."""
         ...
+
+
+class Sequel:
+    """One conductor made of several, each of which begins when the one before it is done.
+
+    So a single Tune run serves all phases of a study: a run of its own would cost each phase seconds for new actors.
+
+    Parameters
+    ----------
+    parts:
+        Makes each conductor when the one before it has nothing left; what it raises ends the whole.
+    """
+
+    def __init__(self, parts: Iterator[Conductor]) -> None:
+        self._parts = parts
+        self._current: Conductor | None = next(parts, None)
+
+    def next(self) -> Assignment | Literal["wait", "done"]:
+        """Return the next assignment of the first conductor that has one."""
+        while self._current is not None:
+            answer = self._current.next()
+            if answer != "done" or self._current.stopping:
+                return answer
+            self._current = next(self._parts, None)
+        return "done"
+
+    def take(self, report: StepReport) -> bool:
+        """Record a report; it belongs to the current conductor, for none is left before its work has ended."""
+        assert self._current is not None, f"a report of {report.trial_id} came after the end"
+        return self._current.take(report)
+
+    def lost(self, assignment: Assignment) -> None:
+        """Give an assignment back to the current conductor."""
+        if self._current is not None:
+            self._current.lost(assignment)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether everything should stop now."""
+        return self._current is not None and self._current.stopping
 
 
 class LaneTrainable(tune.Trainable):

@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sweeper.data.prepare import PreparedData, load_prepared
 from sweeper.engine.messages import Command, Leave, Left, Measured, NextEpoch, Reply, Start, Started, Test, Tested
 from sweeper.engine.worker_config import WorkerConfig
 from sweeper.models.load import Pretrained, load
+from sweeper.store.profile import append_spans
 from sweeper.store.tables import write_predictions
 from sweeper.tasks.base import Examples, Task
 from sweeper.tasks.registry import make_task
@@ -28,6 +30,8 @@ from sweeper.train.activation_cache import ActivationStore
 from sweeper.train.evaluate import predict
 from sweeper.train.inference import inference_cost
 from sweeper.train.loop import TrainData, TrainingRun, train
+from sweeper.train.precision import settled_precision
+from sweeper.train.spans import Spans
 
 logger = logging.getLogger("sweeper")
 
@@ -35,11 +39,18 @@ logger = logging.getLogger("sweeper")
 class TrainingWorker:
     """A `LaneWorker` that trains. Pristine weights and encoded splits stay in memory from trial to trial."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, began: float) -> None:
         torch.set_num_threads(config.cpus)
         self._config = config
         self._paths = config.paths.here()
         self._storage = self._paths.storage
+        precision = settled_precision(config.options.precision, config.options.device, self._paths.precision)
+        self._options = replace(config.options, precision=precision)
+        self._spans = None
+        if config.profiled:
+            self._spans = Spans(torch.cuda.synchronize if config.options.device == "cuda" else lambda: None)
+            self._options = replace(self._options, measure=self._spans)
+        self._measure = self._options.measure
         self._storage.obtain(self._paths.data)
         self._data: PreparedData = load_prepared(self._paths.data)
         self._task: Task = make_task(config.spec.task, self._data.facts)
@@ -49,14 +60,29 @@ class TrainingWorker:
             limit = int(training.activation_cache_gigabytes * 1e9)
             self._activations = ActivationStore(folder=self._paths.activations, limit_bytes=limit)
         self._models: dict[str, Pretrained] = {}
+        self._fingerprints: dict[str, str] = {}  # of tokenizers and image processors
         self._examples: dict[tuple[str, str, int | None], Examples] = {}
         self._trial: TrialSpec | None = None
         self._segment: Segment | None = None
         self._run: TrainingRun | None = None
         self._saved_at = time.monotonic()
+        self._idle_since = time.time()
+        if self._spans is not None:
+            self._spans.add("start-up", began, self._idle_since - began)
 
     def handle(self, command: Command) -> Reply:
         """Carry out one command; see `LaneWorker`."""
+        if self._spans is not None:
+            self._spans.add("waiting", self._idle_since, time.time() - self._idle_since)
+        try:
+            with self._measure("other"):
+                return self._carry_out(command)
+        finally:
+            self._idle_since = time.time()
+            if self._spans is not None and not isinstance(command, NextEpoch):
+                append_spans(self._config.paths, self._spans.drain())
+
+    def _carry_out(self, command: Command) -> Reply:
         match command:
             case Start(segment):
                 return self._start(segment)
@@ -80,7 +106,8 @@ class TrainingWorker:
             key=self._content_key(trial.model, trial.split_seed),
         )
         resume = self._last_snapshot(trial)
-        self._run = train(trial, self._task, model, data, self._config.options, resume, self._activations)
+        with self._measure("set-up"):
+            self._run = train(trial, self._task, model, data, self._options, resume, self._activations)
         self._trial, self._segment, self._saved_at = trial, segment, time.monotonic()
         return Started(
             node=socket.gethostname(),
@@ -97,8 +124,9 @@ class TrainingWorker:
         finished = measurement.epoch == self._trial.max_epochs
         if finished and self._trial.kind is TrialKind.CONFIRM and _rank() == 0:
             folder = self._paths.confirmation_weights(self._trial.trial_id)
-            _replace_folder(folder, self._run.save_best)
-            self._storage.publish(folder)
+            with self._measure("checkpoint"):
+                _replace_folder(folder, self._run.save_best)
+                self._storage.publish(folder)
         elif not finished and (measurement.epoch in self._segment.snapshot_at or self._is_due()):
             self._snapshot()
         return measurement
@@ -110,7 +138,8 @@ class TrainingWorker:
         if not self._storage.obtain(weights):
             raise TrialError(f"the confirmed weights of {trial.trial_id} are missing from {weights.name}")
         examples = self._split(trial.model, "test", None)
-        predictions = predict(model, weights, self._task, examples, self._config.options)
+        with self._measure("evaluation"):
+            predictions = predict(model, weights, self._task, examples, self._options)
         if _rank() == 0:
             part = self._paths.predictions_part(trial.trial_id)
             write_predictions(
@@ -158,8 +187,9 @@ class TrainingWorker:
             name = f"e{self._run.epoch:05d}-a{self._segment.attempt}"
             folder = self._paths.snapshots(self._trial.trial_id)
             try:
-                _replace_folder(folder / name, self._run.save_snapshot)
-                self._storage.publish(folder / name)
+                with self._measure("checkpoint"):
+                    _replace_folder(folder / name, self._run.save_snapshot)
+                    self._storage.publish(folder / name)
                 for older in self._storage.names(folder)[:-1]:
                     self._storage.remove(folder / older)
             except Exception as error:
@@ -180,25 +210,28 @@ class TrainingWorker:
     def _model(self, name: str) -> Pretrained:
         if name not in self._models:
             spec = next(model for model in self._config.spec.models if model.name == name)
-            self._models[name] = load(spec, self._task.head)
+            with self._measure("start-up"):
+                self._models[name] = load(spec, self._task.head)
         return self._models[name]
 
     def _split(self, model: str, split: str, split_seed: int | None) -> Examples:
         key = (model, split, split_seed)
         if key not in self._examples:
             preprocessor = self._model(model).preprocessor
-            table = encoded(
-                self._paths.encoded,
-                f"{split}-{self._content_key(model, split_seed)}",
-                lambda: self._task.encode(self._raw(split, split_seed), preprocessor),
-            )
-            self._examples[key] = self._task.open(table, preprocessor)
+            with self._measure("data"):
+                table = encoded(
+                    self._paths.encoded,
+                    f"{split}-{self._content_key(model, split_seed)}",
+                    lambda: self._task.encode(self._raw(split, split_seed), preprocessor),
+                )
+                self._examples[key] = self._task.open(table, preprocessor)
         return self._examples[key]
 
     def _content_key(self, model: str, split_seed: int | None) -> str:
         """Name all that a model's encoded splits depend on."""
-        preprocessor = _fingerprint(self._model(model).preprocessor)
-        parts = (self._data.fingerprint, split_seed, self._task.cache_key(), preprocessor)
+        if model not in self._fingerprints:
+            self._fingerprints[model] = _fingerprint(self._model(model).preprocessor)
+        parts = (self._data.fingerprint, split_seed, self._task.cache_key(), self._fingerprints[model])
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def _raw(self, split: str, split_seed: int | None) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,15 +28,19 @@ class WorkerConfig:
         Device, precision and batch limits, equal for all models of the study.
     cpus:
         Threads of this worker.
+    profiled:
+        Whether the worker keeps where its time went, see `write_spans`.
     """
 
     spec: StudySpec
     paths: ResultPaths
     options: TrainOptions
     cpus: int
+    profiled: bool = False
 
     def start(self) -> TrainingWorker:
         """Make the worker; call this in its process, which then pays for the heavy imports."""
+        began = time.time()
         from sweeper.engine.worker import TrainingWorker
 
-        return TrainingWorker(self)
+        return TrainingWorker(self, began)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,13 +60,12 @@ class Pretrained:
         The global random state is left as it was.
         """
         module = copy.deepcopy(self.module)
+        again = self.layout.blocks[self.layout.num_blocks - num_reinitialised_blocks :]
+        parts = [name for block in again for name, _ in module.get_submodule(block).named_modules(prefix=block)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for name in self.fresh:
+            for name in (*self.fresh, *parts):
                 _initialise(module, module.get_submodule(name))
-            for block in self.layout.blocks[self.layout.num_blocks - num_reinitialised_blocks :]:
-                for part in module.get_submodule(block).modules():
-                    _initialise(module, part)
             if self.is_detector:
                 detection.draw_with_owners(module, self.fresh)
         apply_dropouts(module, self.head, dropouts)
@@ -183,7 +182,7 @@ def _fresh(
     ):  # all of the old head goes, also layers of it that would fit
         new |= of_head
         notes = (f"{model.name}: the checkpoint's head has other labels; it was replaced",)
-    return tuple(sorted({name.rpartition(".")[0] for name in new})), notes
+    return fresh_modules(new), notes
 
 
 def _set_size(processor: Any, side: int) -> None:
@@ -216,17 +215,36 @@ def _preprocessor(model: ModelSpec, info: ModelInfo, module: Any) -> Any:
         ) from None
 
 
+def fresh_modules(missing: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that own ``missing`` parameters, in the order in which they are drawn."""
+    return tuple(sorted({name.rpartition(".")[0] for name in missing}))
+
+
+def draw_anew(model: Any, names: Iterable[str], seed: int) -> None:
+    """Draw the weights of a model's modules ``names`` from ``seed``; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name in names:
+            _initialise(model, model.get_submodule(name))
+
+
 def _initialise(model: Any, module: nn.Module) -> None:
     """Draw a new module's weights the way its family does; the flag says that nothing has been loaded into it."""
-    for parameter in module.parameters(recurse=False):
+    parameters = list(module.parameters(recurse=False))
+    for parameter in parameters:
         parameter._is_hf_initialized = False  # type: ignore[attr-defined]
     module._is_hf_initialized = False  # type: ignore[assignment]
-    before = [parameter.detach().clone() for parameter in module.parameters(recurse=False)]
+    before = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
+        for parameter in parameters:
+            parameter.fill_(torch.nan)  # by which is seen what the family leaves alone
         model._init_weights(module)
-        same = all(torch.equal(a, b) for a, b in zip(before, module.parameters(recurse=False), strict=True))
+        untouched = [bool(parameter.isnan().any()) for parameter in parameters]
+        for parameter, value in zip(parameters, before, strict=True):
+            if parameter.isnan().any():
+                parameter.copy_(value)
         reset: Any = getattr(module, "reset_parameters", None)
-        if same and reset is not None:
+        if all(untouched) and reset is not None:
             reset()  # a family that leaves this kind of module to torch's own default
 
 

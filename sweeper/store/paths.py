@@ -113,6 +113,16 @@ class ResultPaths:
         return self.root / "tensorboard"
 
     @property
+    def profile(self) -> Path:
+        """Where the time went, of a run that was asked for it: ``trace.json`` and ``table.txt``."""
+        return self.root / "profile"
+
+    @property
+    def spans(self) -> Path:
+        """What the profile is made of, a file a process."""
+        return self.scratch / "spans"
+
+    @property
     def tracking_log(self) -> Path:
         """What the tracking process and its clients said."""
         return self.scratch / "tracking.log"
@@ -150,6 +160,11 @@ class ResultPaths:
     def activations(self) -> Path:
         """States of frozen blocks, memory-mapped by the lanes."""
         return self.scratch / "activations"
+
+    @property
+    def precision(self) -> Path:
+        """What the lanes settled ``training.precision: auto`` to."""
+        return self.scratch / "precision.json"
 
     @property
     def snapshots_root(self) -> Path:

@@ -87,6 +87,17 @@ class StudyState:
         """All confirmation runs; None while search goes on."""
         return [trial_id for batch in self.freezings for trial_id in batch] if self.freezings else None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether every confirmation run has ended and every completed one was tested."""
+        if self.frozen is None or len(self.test_openings) < len(self.freezings):
+            return False
+        confirmed = [self.trials[trial_id] for trial_id in self.frozen]
+        return all(
+            record.state.is_final and (record.state is not TrialState.COMPLETE or record.spec.trial_id in self.tested)
+            for record in confirmed
+        )
+
     @classmethod
     def replay(cls, events: Iterable[Event]) -> Self:
         """Fold ``events`` into a state."""

@@ -113,6 +113,7 @@ class TrainingRun(Iterator[Measurement]):
         self._balance = self._settings.balance or options.balance
         self._augmentation = Augmentation.of(self._settings)
         self._device = torch.device(options.device)
+        self._measure = options.measure
         self._activations = activations
         self._serve_train: Serving = uncached
         self._serve_validation: Serving = uncached
@@ -196,13 +197,15 @@ class TrainingRun(Iterator[Measurement]):
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            train_loss = self._train_epoch()
+            with self._measure("training"):
+                train_loss = self._train_epoch()
         parallel.share_buffers(self._live)
         if self._is_sharded:
             sharding.bring_home(self._live, self._module)
-        validation_loss, predictions = evaluate(
-            self._live, self._task, self._data.validation, self._options, self._serve_validation
-        )
+        with self._measure("evaluation"):
+            validation_loss, predictions = evaluate(
+                self._live, self._task, self._data.validation, self._options, self._serve_validation
+            )
         if not np.isfinite(train_loss) or not np.isfinite(validation_loss) or not np.isfinite(predictions).all():
             raise DivergedError(f"the loss is not finite in epoch {self.epoch + 1}")
         if not self._is_sharded:
@@ -218,7 +221,8 @@ class TrainingRun(Iterator[Measurement]):
         )
         self._measurements.append(measurement)
         if best_measurement(self._measurements, self._task.objective) is measurement:
-            self._best = checkpoint.copy_weights(self._module)
+            with self._measure("checkpoint"):
+                self._best = checkpoint.copy_weights(self._module)
             self._threshold = threshold
         return measurement
 
@@ -301,7 +305,8 @@ class TrainingRun(Iterator[Measurement]):
         self._stage, self._optimizer = stage, optimizer
         self._wrapped = sharded if self._is_sharded else parallel.wrap(self._module, self._device)
         self._frozen = _frozen_modules(self._live, self._model.layout, stage)
-        self._serve_train, self._serve_validation = self._serve("train"), self._serve("validation")
+        with self._measure("cache"):
+            self._serve_train, self._serve_validation = self._serve("train"), self._serve("validation")
 
     def _is_pristine_below(self, boundary: int) -> bool:
         """Whether every weight below a boundary is the checkpoint's: none drawn anew, none trained before."""
@@ -382,10 +387,11 @@ class TrainingRun(Iterator[Measurement]):
                 check_rates(self._optimizer, self._stage, factor)
             draws = self._draws(len(rows), index)
             losses += self._step_within_memory(rows, draws)
-            if settings.max_grad_norm > 0:
-                torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+            with self._measure("optimizer"):
+                if settings.max_grad_norm > 0:
+                    torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+                self._optimizer.step()
+                self._optimizer.zero_grad(set_to_none=True)
             count += len(rows)
         return float(parallel.total(losses)) / count
 
@@ -426,13 +432,13 @@ class TrainingRun(Iterator[Measurement]):
                 for part, counts in first:
                     loss = self._loss(rows, part, draws) * counts
                     losses += loss.detach()
-                    (loss * share).backward()
+                    self._backward(loss * share)
             loss = self._loss(rows, last, draws) * weight
             losses += loss.detach()
             if parallel.any_worker(False):
                 return None
             reduced = True
-            (loss * share).backward()
+            self._backward(loss * share)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or (world > 1 and (reduced or self._is_sharded)):
                 raise  # amid a reduction the others cannot be told: the lane is given up
@@ -452,6 +458,10 @@ class TrainingRun(Iterator[Measurement]):
         parts = [(part, 1.0) for part in np.array_split(mine, count) if len(part)]
         return [(mine[:1], 0.0)] * (count - len(parts)) + parts
 
+    def _backward(self, loss: torch.Tensor) -> None:
+        with self._measure("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
+
     def _loss(self, rows: NDArray[np.int64], at: NDArray[np.int64], draws: Draws | None) -> Any:
         """Return the summed loss of a batch's examples at positions ``at``, a tensor of one element."""
         batch = self._augmented(rows, at, draws)
@@ -464,11 +474,12 @@ class TrainingRun(Iterator[Measurement]):
         return losses.sum()
 
     def _augmented(self, rows: NDArray[np.int64], at: NDArray[np.int64], draws: Draws | None) -> Batch:
-        batch = self._data.train.batch(rows[at])
+        with self._measure("data"):
+            batch = self._data.train.batch(rows[at])
         return batch if draws is None else self._augmentation.apply(batch, draws, at)
 
     def _forward(self, batch: Batch, rows: NDArray[np.int64]) -> Any:
-        with self._options.autocast(), self._serve_train(rows):
+        with self._measure("forward"), self._options.autocast(), self._serve_train(rows):
             return self._wrapped(**{name: tensor.to(self._device) for name, tensor in batch.inputs.items()})
 
     def _losses(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:

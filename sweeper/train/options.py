@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
+
+Measure = Callable[[str], AbstractContextManager[None]]
+"""Given a name: a context whose time is recorded under it, see `sweeper.train.spans`."""
+
+_NOTHING = nullcontext()
+
+
+def unmeasured(name: str) -> AbstractContextManager[None]:  # noqa: ARG001 - the signature of `Measure`
+    """Record nothing."""
+    return _NOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +27,7 @@ class TrainOptions:
     device:
         ``cpu`` or ``cuda``.
     precision:
-        ``fp32``, or ``bf16`` for autocast with fp32 weights.
+        ``fp32``, or ``bf16`` for autocast with fp32 weights; ``auto`` only until a worker has settled it.
     micro_batch_size:
         Most examples a worker holds at once; gradients accumulate up to the asked batch size. None: all of it.
         Batch norm in training takes its statistics over what one worker holds at once, so models with it depend on
@@ -28,6 +40,8 @@ class TrainOptions:
         With several workers: ``ddp`` holds the model on each, ``fsdp`` shares it out.
     gradient_checkpointing:
         Compute the blocks' states again in the backward pass instead of keeping them.
+    measure:
+        Told what is being done, for a profile.
     """
 
     device: str = "cpu"
@@ -37,6 +51,7 @@ class TrainOptions:
     balance: str = "none"
     strategy: str = "ddp"
     gradient_checkpointing: bool = False
+    measure: Measure = field(default=unmeasured, compare=False, repr=False)
 
     def autocast(self) -> Any:
         """Return the context in which forward passes run."""

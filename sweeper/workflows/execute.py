@@ -12,27 +12,33 @@ from typing import Any
 
 from sweeper.core.errors import RunFailedError, StopRequested, is_of_storage
 from sweeper.core.trial import TrialSpec, TrialState
-from sweeper.engine.cluster import capacity, connection, lane_count, worker_resources
+from sweeper.engine.cluster import Connection, capacity, lane_count, worker_resources
 from sweeper.engine.lanes import Lanes, LaneShape
-from sweeper.engine.tune import Conductor, run_assignments
+from sweeper.engine.tune import Conductor, Sequel, run_assignments
 from sweeper.engine.worker_config import WorkerConfig
 from sweeper.report.build import build_report
 from sweeper.store.ledger import Ledger
+from sweeper.store.profile import write_profile
 from sweeper.store.state import StudyState
 from sweeper.store.tables import write_tables
 from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
 from sweeper.workflows.confirm import confirmation_runs, more_runs
 from sweeper.workflows.export import write_best
-from sweeper.workflows.manifest import changes, open_manifest, record_costs, record_notes, record_openings
+from sweeper.workflows.manifest import (
+    changes,
+    open_manifest,
+    record_costs,
+    record_notes,
+    record_openings,
+    record_precision,
+)
 from sweeper.workflows.progress import Progress
 from sweeper.workflows.study import Study, train_options
 from sweeper.workflows.tail import Tail, work_left
 from sweeper.workflows.tracking import Tracking, publish_tracked
 
 logger = logging.getLogger("sweeper")
-
-UPSCALING_SECONDS = 1800.0  # a cloud's first node: minutes to start, and as many to pull the image
 
 
 @contextmanager
@@ -51,13 +57,24 @@ def storage_failures(root: str | Path) -> Iterator[None]:
         raise RunFailedError(f"{place}: {why}; what is done is kept: mend the storage, then resume {root}") from error
 
 
-def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) -> None:
+def execute(
+    study: Study,
+    interrupted: Callable[[], bool],
+    connection: Connection,
+    more_seeds: int = 0,
+    *,
+    profiled: bool = False,
+) -> None:
     """Run what is left of ``study``; a finished one is only reported again, or confirmed with more seeds.
 
     Parameters
     ----------
+    connection:
+        To Ray; begun where there is something to run.
     more_seeds:
         Confirmation seeds to add to a finished study; of an unfinished one what is left is done and nothing added.
+    profiled:
+        Whether to write where the time of the lanes went.
 
     Raises
     ------
@@ -82,7 +99,7 @@ def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) 
         open_manifest(study)
         progress.follow(book)
         try:
-            finished = _is_finished(state)
+            finished = state.is_finished
             if finished and more_seeds:
                 freeze(book, more_runs(study, state, more_seeds))
                 finished = False
@@ -90,7 +107,7 @@ def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) 
                 book.write("study_opened", plan_hash=study.plan.plan_hash, reason="run")
             tracking.start()
             if not finished:
-                _on_ray(study, book, progress, interrupted)
+                _on_ray(study, book, progress, interrupted, connection, profiled=profiled)
         finally:
             write_tables(paths, state, study.objective)
         progress.phase("report")
@@ -110,54 +127,65 @@ def execute(study: Study, interrupted: Callable[[], bool], more_seeds: int = 0) 
         shutil.rmtree(paths.scratch / "ray", ignore_errors=True)
 
 
-def _is_finished(state: StudyState) -> bool:
-    """Whether every confirmation run has ended and every completed one was tested."""
-    if state.frozen is None or len(state.test_openings) < len(state.freezings):
-        return False
-    confirmed = [state.trials[trial_id] for trial_id in state.frozen]
-    return all(
-        record.state.is_final and (record.state is not TrialState.COMPLETE or record.spec.trial_id in state.tested)
-        for record in confirmed
-    )
+def _on_ray(
+    study: Study,
+    book: Book,
+    progress: Progress,
+    interrupted: Callable[[], bool],
+    connection: Connection,
+    *,
+    profiled: bool,
+) -> None:
+    record_precision(study.paths)  # of an earlier session that was killed
+    progress.phase("starting lanes")
+    connection.wait()
+    left = partial(work_left, study.plan, book.state)
+    is_shared = study.spec.cluster.address is not None
+    with study_lanes(study, left() if is_shared else None, profiled=profiled) as lanes:
+        # Lanes come up while Tune starts its actors, which then wait for them.
+        conductor = Sequel(phases(study, book, interrupted, lanes.count, progress.phase))
+        run_assignments(
+            lanes,
+            Tail(conductor, lanes, left) if is_shared else conductor,
+            scratch=study.paths.scratch,
+            max_retries=study.spec.training.max_trial_retries,
+            epoch_timeout_seconds=study.spec.training.epoch_timeout_seconds,
+            on_restart=progress.say,
+        )
+    record_precision(study.paths)
+    if profiled:
+        progress.say(write_profile(study.paths))
+    if interrupted():
+        raise StopRequested("stopped on request; all finished work is kept")
 
 
-def _on_ray(study: Study, book: Book, progress: Progress, interrupted: Callable[[], bool]) -> None:
+def study_lanes(study: Study, most: int | None = None, *, profiled: bool = False) -> Lanes:
+    """Return the lanes of a study, to be entered: as many as it wants and as fit the cluster that is connected.
+
+    Parameters
+    ----------
+    most:
+        Lanes for which there is work, where others may use the cluster too.
+    profiled:
+        Whether the lanes keep where their time went.
+    """
     training = study.spec.training
-    with connection(study.spec.cluster.address):
-        resources = worker_resources(training.resources_per_worker, training.num_workers)
-        shape = LaneShape(
-            num_workers=training.num_workers,
-            resources_per_worker=resources,
-            node_labels=training.node_labels,
-            placement=training.placement.upper(),
-        )
-        left = partial(work_left, study.plan, book.state)
-        is_shared = study.spec.cluster.address is not None
-        count = lane_count(shape, study.spec.search.max_concurrent_trials, left() if is_shared else None)
-        elastic = count > capacity(shape).now
-        config = WorkerConfig(
-            spec=study.spec,
-            paths=study.paths,
-            options=train_options(study, uses_gpu=shape.uses_gpu),
-            cpus=max(1, int(resources.get("CPU", 1))),
-        )
-        progress.phase("starting lanes")
-        with Lanes(count, shape, config.start, study.paths.scratch, elastic=elastic) as lanes:
-            lanes.wait_ready(UPSCALING_SECONDS if elastic else 300.0)
-
-            def serve(conductor: Conductor) -> None:
-                run_assignments(
-                    lanes,
-                    Tail(conductor, lanes, left) if is_shared else conductor,
-                    scratch=study.paths.scratch,
-                    max_retries=training.max_trial_retries,
-                    epoch_timeout_seconds=training.epoch_timeout_seconds,
-                    on_restart=progress.say,
-                )
-                if interrupted():
-                    raise StopRequested("stopped on request; all finished work is kept")
-
-            carry_out(study, book, serve, interrupted, count, progress.phase)
+    resources = worker_resources(training.resources_per_worker, training.num_workers)
+    shape = LaneShape(
+        num_workers=training.num_workers,
+        resources_per_worker=resources,
+        node_labels=training.node_labels,
+        placement=training.placement.upper(),
+    )
+    count = lane_count(shape, study.spec.search.max_concurrent_trials, most)
+    config = WorkerConfig(
+        spec=study.spec,
+        paths=study.paths,
+        options=train_options(study, uses_gpu=shape.uses_gpu),
+        cpus=max(1, int(resources.get("CPU", 1))),
+        profiled=profiled,
+    )
+    return Lanes(count, shape, config.start, study.paths.scratch, elastic=count > capacity(shape).now)
 
 
 def carry_out(
@@ -168,28 +196,35 @@ def carry_out(
     num_lanes: int,
     say_phase: Callable[[str], None],
 ) -> None:
-    """Search, confirm and test what is left of a study.
+    """Search, confirm and test what is left of a study, each phase in a run of its own.
 
     Parameters
     ----------
     serve:
-        Carries out a conductor's assignments to their end: on lanes, or simulated.
+        Carries out a conductor's assignments to their end, simulated for instance.
+    """
+    for conductor in phases(study, book, interrupted, num_lanes, say_phase):
+        serve(conductor)
+
+
+def phases(
+    study: Study, book: Book, interrupted: Callable[[], bool], num_lanes: int, say_phase: Callable[[str], None]
+) -> Iterator[Conductor]:
+    """Yield what is left of a study: search, confirmation, test; each is made when the one before it is done.
+
+    Parameters
+    ----------
     say_phase:
         Told the name of each phase as it begins.
+
+    Raises
+    ------
+    RunFailedError
+        When there is nothing to confirm, or every confirmation run failed.
     """
     if book.state.frozen is None:
         say_phase("search")
-        serve(resumed_search(book, study.plan, study.spec.search, interrupted, num_lanes))
-    _confirm(study, book, say_phase, interrupted, serve)
-
-
-def _confirm(
-    study: Study,
-    book: Book,
-    say_phase: Callable[[str], None],
-    interrupted: Callable[[], bool],
-    serve: Callable[[Conductor], None],
-) -> None:
+        yield resumed_search(book, study.plan, study.spec.search, interrupted, num_lanes)
     if book.state.frozen is None:
         runs = confirmation_runs(study, book.state)
         if not runs:
@@ -198,7 +233,7 @@ def _confirm(
     for index, batch in enumerate(book.state.freezings):
         say_phase("confirm")
         trials = [book.state.trials[trial_id].spec for trial_id in batch]
-        serve(ConfirmConductor(book, trials, interrupted))
+        yield ConfirmConductor(book, trials, interrupted)
         confirmed = [trial for trial in trials if book.state.trials[trial.trial_id].state is TrialState.COMPLETE]
         if not confirmed:
             raise RunFailedError("every confirmation run failed; see trials.parquet")
@@ -206,7 +241,7 @@ def _confirm(
             book.write("test_opened", reason="more seeds" if index else "confirmation", num_runs=len(confirmed))
         record_openings(study, book.state)
         say_phase("test")
-        serve(TestConductor(book, confirmed, interrupted))
+        yield TestConductor(book, confirmed, interrupted)
 
 
 def freeze(book: Book, runs: Sequence[TrialSpec]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import sys
@@ -108,6 +109,16 @@ def record_notes(paths: ResultPaths, notes: Iterable[str]) -> None:
     manifest = read_manifest(paths)
     manifest.notes = list(dict.fromkeys([*manifest.notes, *notes]))
     write_manifest(paths, manifest)
+
+
+def record_precision(paths: ResultPaths) -> None:
+    """Copy what ``training.precision: auto`` came to into the manifest, once: a resume takes it from there."""
+    if not paths.precision.exists():
+        return
+    manifest = read_manifest(paths)
+    if "precision" not in manifest.machine:
+        manifest.machine["precision"] = json.loads(paths.precision.read_text())
+        write_manifest(paths, manifest)
 
 
 def _new_manifest(study: Study) -> Manifest:

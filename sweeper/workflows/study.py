@@ -18,6 +18,7 @@ from sweeper.models.checkpoints import ModelInfo, inspect
 from sweeper.plan.plan import StudyPlan, make_plan
 from sweeper.spec.space import load_space, preset_path
 from sweeper.spec.study import ModelSpec, StudySpec
+from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.store.temporary import temporary_folder
 from sweeper.tasks.base import Task
@@ -168,11 +169,15 @@ def _refuse_useless(task: Task, spaces: Mapping[str, SearchSpace]) -> None:
 
 
 def train_options(study: Study, *, uses_gpu: bool) -> TrainOptions:
-    """Return how training runs on this hardware."""
-    precision = study.spec.training.precision
+    """Return how training runs on this hardware; a precision of ``auto`` is what an earlier session settled it to."""
+    precision: str = study.spec.training.precision
+    if precision == "auto" and study.paths.url:  # no folder in which lanes on several hosts could agree
+        precision = "bf16" if uses_gpu else "fp32"
+    elif precision == "auto" and study.paths.manifest.exists():
+        precision = read_manifest(study.paths).machine.get("precision", {}).get("chosen", precision)
     return TrainOptions(
         device="cuda" if uses_gpu else "cpu",
-        precision=("bf16" if uses_gpu else "fp32") if precision == "auto" else precision,
+        precision=precision,
         micro_batch_size=study.spec.training.micro_batch_size,
         balance=study.spec.task.balance,
         strategy=study.spec.training.strategy,

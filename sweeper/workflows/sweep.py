@@ -35,6 +35,7 @@ def run(
     factories: Mapping[str, ModelFactory] | None = None,
     accept_change: bool = False,
     more_seeds: int = 0,
+    profiled: bool = False,
 ) -> StudyResult:
     """Run a study to its report, or go on with one that was interrupted.
 
@@ -52,6 +53,8 @@ def run(
     more_seeds:
         Confirmation seeds to add to a finished study: the same configurations, trained and tested once more; the test
         split is opened a second time, by name. An addition that was interrupted is finished first.
+    profiled:
+        Write where the time of the lanes went into ``profile/``: a table, and a trace for a browser.
 
     Returns
     -------
@@ -70,7 +73,6 @@ def run(
         SIGINT or SIGTERM; state is saved.
     """
     environment.prepare(own_ray=spec.cluster.address is None)
-    from sweeper.workflows.execute import execute
     from sweeper.workflows.study import assemble, provisional, result_paths, settle
 
     paths = result_paths(spec)
@@ -83,8 +85,16 @@ def run(
         with provisional(spec, datasets) as draft:
             _refuse_changes(draft, accept_change=accept_change)
             study = settle(draft)
-    with _signals() as interrupted:
-        execute(study, interrupted, more_seeds)
+    from sweeper.engine.cluster import Connection
+    from sweeper.store.ledger import Ledger
+    from sweeper.store.state import StudyState
+
+    with Connection(spec.cluster.address) as connection, _signals() as interrupted:
+        if more_seeds or not StudyState.replay(Ledger.read(study.paths)).is_finished:
+            connection.begin()  # Ray takes seconds; so do the imports of what follows
+        from sweeper.workflows.execute import execute
+
+        execute(study, interrupted, connection, more_seeds, profiled=profiled)
     from sweeper.workflows.results import load_results
 
     return load_results(paths.root)
