@@ -35,6 +35,8 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/trial_overhead.py --rounds 1 --lane-trials 30 --pattern-trials 2
+	$(BIN)/python benchmarks/activation_cache.py --architectures encoder --schedules last_blocks --examples 32 --rounds 1
+	$(BIN)/python benchmarks/sweep_vs_peers.py --repeats 1 --epochs 2 --peers hf_optuna
 
 # torch first and by its exact version: some indexes serve a CPU build for that one only.
 $(STAMP): pyproject.toml constraints.txt

@@ -1,12 +1,13 @@
 """Epochs with stored states of frozen blocks against epochs that run them, by architecture and unfreezing schedule.
 
     python benchmarks/activation_cache.py --json OUT.json
+    python benchmarks/activation_cache.py --architectures resnet --schedules last_blocks,gradual --examples 48
 
 Models of about 20 MB built from their configurations, on one core, random examples: only time and equality matter
 here. A first trial fills the store; then a trial with and one without it run in alternation. ``speedup`` is the ratio
-of the smallest seconds of training and validation. ``limit`` is the arithmetic one for blocks that all cost alike: a
-trained block costs a forward and a backward pass of twice its price, a frozen one a forward pass, evaluation a
-forward pass of all that is not stored.
+of the smallest processor seconds of training and validation: other work on the machine matters less to them.
+``limit`` is the arithmetic one for blocks that all cost alike: a trained block costs a forward and a backward pass of
+twice its price, a frozen one a forward pass, evaluation a forward pass of all that is not stored.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import io
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from sweeper.train.options import TrainOptions
 from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import stages
 
-TRAIN, VALIDATION, EPOCHS = 192, 96, 4
+EPOCHS = 4
 PIXELS = 64
 WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(998))]
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -89,8 +91,8 @@ def table(kind: str, count: int) -> pa.Table:
     return pa.table(columns | {"image": pa.array(cells, pa.binary())})
 
 
-def prepared(body: Any, folder: Path) -> tuple[Any, Any, TrainData]:
-    """Save a body, load it as a study would, and open its examples."""
+def prepared(body: Any, folder: Path, num_examples: int) -> tuple[Any, Any, TrainData]:
+    """Save a body, load it as a study would, and open its examples; half as many for validation as for training."""
     body.save_pretrained(folder)
     kind = "image" if body.main_input_name == "pixel_values" else "text"
     if kind == "image":
@@ -104,14 +106,14 @@ def prepared(body: Any, folder: Path) -> tuple[Any, Any, TrainData]:
     model = load(ModelSpec(name="m", checkpoint=str(folder)), task.head)
     opened = [
         task.open(task.encode(table(kind, count), model.preprocessor), model.preprocessor)
-        for count in (TRAIN, VALIDATION)
+        for count in (num_examples, num_examples // 2)
     ]
     return task, model, TrainData(train=opened[0], validation=opened[1], key="random")
 
 
 def limit(params: dict[str, Any], num_blocks: int) -> float | None:
     """Return the arithmetic bound on the speed-up; None where nothing but a head is left."""
-    evaluation = VALIDATION / TRAIN
+    evaluation = 0.5  # examples evaluated for each one trained
     plain = stored = 0.0
     found = stages(Settings.from_params(params), num_blocks, EPOCHS)
     for epoch in range(EPOCHS):
@@ -129,8 +131,10 @@ def measure(task: Any, model: Any, data: TrainData, store: ActivationStore, name
     trial = TrialSpec(trial_id="t", number=0, model="m", params=params, seed=0, max_epochs=EPOCHS)
 
     def seconds(kept: ActivationStore | None) -> tuple[float, list[float]]:
-        run = list(train(trial, task, model, data, TrainOptions(), None, kept))
-        return run[-1].elapsed_seconds, [measurement.train_loss for measurement in run]
+        run = train(trial, task, model, data, TrainOptions(), None, kept)
+        began = time.process_time()
+        losses = [measurement.train_loss for measurement in run]
+        return time.process_time() - began, losses
 
     first, _ = seconds(store)
     arms = [(seconds(store), seconds(None)) for _ in range(rounds)]
@@ -149,18 +153,25 @@ def measure(task: Any, model: Any, data: TrainData, store: ActivationStore, name
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--examples", type=int, default=192, help="for training; half as many for validation")
+    parser.add_argument("--architectures", default="encoder,vit,resnet")
+    parser.add_argument("--schedules", default=",".join(SCHEDULES))
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"machine": facts(), "architectures": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for architecture, body in bodies().items():
+        chosen = arguments.schedules.split(",")
+        for architecture in arguments.architectures.split(","):
+            body = bodies()[architecture]
             store = ActivationStore(folder=Path(folder) / f"{architecture}-states", limit_bytes=10**10)
-            task, model, data = prepared(body, Path(folder) / architecture)
+            task, model, data = prepared(body, Path(folder) / architecture, arguments.examples)
             megabytes = sum(p.numel() * p.element_size() for p in model.module.parameters()) / 1e6
-            found = {name: measure(task, model, data, store, name, arguments.rounds) for name in SCHEDULES}
+            found = {name: measure(task, model, data, store, name, arguments.rounds) for name in chosen}
             files = list(store.folder.glob("*.npy"))
-            per_example = sum(path.stat().st_size for path in files) / (len(files) / 2) / (TRAIN + VALIDATION)
+            per_example = (
+                sum(path.stat().st_size for path in files) / max(1, len(files) / 2) / (1.5 * arguments.examples)
+            )
             result["architectures"][architecture] = {
                 "megabytes": megabytes,
                 "bytes_per_example_and_boundary": per_example,
