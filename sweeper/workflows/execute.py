@@ -60,19 +60,19 @@ def storage_failures(root: str | Path) -> Iterator[None]:
 def execute(
     study: Study,
     interrupted: Callable[[], bool],
-    connection: Connection,
     more_seeds: int = 0,
     *,
+    connection: Connection | None = None,
     profiled: bool = False,
 ) -> None:
     """Run what is left of ``study``; a finished one is only reported again, or confirmed with more seeds.
 
     Parameters
     ----------
-    connection:
-        To Ray; begun where there is something to run.
     more_seeds:
         Confirmation seeds to add to a finished study; of an unfinished one what is left is done and nothing added.
+    connection:
+        To Ray, perhaps begun already; None: one of its own.
     profiled:
         Whether to write where the time of the lanes went.
 
@@ -107,7 +107,10 @@ def execute(
                 book.write("study_opened", plan_hash=study.plan.plan_hash, reason="run")
             tracking.start()
             if not finished:
-                _on_ray(study, book, progress, interrupted, connection, profiled=profiled)
+                with connection or Connection(study.spec.cluster.address) as made:
+                    progress.phase("starting lanes")
+                    made.wait()
+                    _on_ray(study, book, progress, interrupted, profiled=profiled)
         finally:
             write_tables(paths, state, study.objective)
         progress.phase("report")
@@ -132,13 +135,10 @@ def _on_ray(
     book: Book,
     progress: Progress,
     interrupted: Callable[[], bool],
-    connection: Connection,
     *,
     profiled: bool,
 ) -> None:
     record_precision(study.paths)  # of an earlier session that was killed
-    progress.phase("starting lanes")
-    connection.wait()
     left = partial(work_left, study.plan, book.state)
     is_shared = study.spec.cluster.address is not None
     with study_lanes(study, left() if is_shared else None, profiled=profiled) as lanes:

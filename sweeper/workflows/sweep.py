@@ -94,7 +94,7 @@ def run(
             connection.begin()  # Ray takes seconds; so do the imports of what follows
         from sweeper.workflows.execute import execute
 
-        execute(study, interrupted, connection, more_seeds, profiled=profiled)
+        execute(study, interrupted, more_seeds, connection=connection, profiled=profiled)
     from sweeper.workflows.results import load_results
 
     return load_results(paths.root)
