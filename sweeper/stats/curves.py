@@ -157,13 +157,13 @@ def tuning_curve_band(
 
 
 def _calibrated(count: int) -> int:
-    """Return the number of scores to calibrate for: beyond 200 rounded up to two digits, which widens a band slightly.
+    """Return the number of scores to calibrate for: beyond 200 rounded up a little, which widens a band slightly.
 
     So studies whose models completed nearly the same number of trials share one calibration.
     """
     if count <= 200:
         return count
-    step = int(10 ** (len(str(count)) - 2))
+    step = 2 * int(10 ** (len(str(count)) - 2))
     return -(-count // step) * step
 
 
