@@ -18,13 +18,15 @@ _NAME = re.compile(r"sweeper-(\d+)-(\d+)-(\d+)-\w+")
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Yield a new folder of this process and remove it afterwards, and those of this user's dead processes now."""
-    _remove_left_behind(Path(tempfile.gettempdir()))
+    for left in left_behind(Path(tempfile.gettempdir())):
+        shutil.rmtree(left, ignore_errors=True)
     me = myself()
     with tempfile.TemporaryDirectory(prefix=f"sweeper-{_world()}-{me['pid']}-{me['started']}-") as folder:
         yield Path(folder)
 
 
-def _remove_left_behind(home: Path) -> None:
+def left_behind(home: Path) -> Iterator[Path]:
+    """Find the folders of this user's processes that are dead."""
     me = myself()
     for folder in home.glob("sweeper-*-*-*-*"):
         found = _NAME.fullmatch(folder.name)
@@ -33,7 +35,7 @@ def _remove_left_behind(home: Path) -> None:
         with suppress(OSError):
             mine = folder.stat().st_uid == os.getuid()
             if mine and not is_alive({**me, "pid": int(found[2]), "started": found[3]}):
-                shutil.rmtree(folder, ignore_errors=True)
+                yield folder
 
 
 def _world() -> int:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeper.store.temporary import left_behind
+
 OUR_PROCESSES = ("ray::RayTrainWorker", "ray::TrainController", "ray::LaneTrainable", "ray::Exchange")
 _OF_A_RUN = (".scratch/ray", ".scratch/snapshots", ".scratch/activations", "lock.json")
 
@@ -43,8 +45,10 @@ def take_inventory(results: Iterable[Path] = (), mark: str | None = None, tempor
     temporary:
         Where a run's temporary folders would be; None: where this process's would be.
     """
-    folders = _temporary_folders(temporary or Path(tempfile.gettempdir()))
-    things = {*_processes(mark), *_shared_memory(), *folders, *_of_ray()}
+    folders = left_behind(temporary or Path(tempfile.gettempdir()))
+    things = {*_processes(mark), *_of_ray(), *(f"temporary folder {folder.name}" for folder in folders)}
+    if mark is not None:  # segments say nothing of whose they are: look only where nobody else is at work
+        things.update(_shared_memory())
     for folder in results:
         things.update(_in_results(folder))
     return Inventory(frozenset(things))
@@ -99,12 +103,6 @@ def _is_below(pid: int, root: int, parents: dict[int, int]) -> bool:
 def _shared_memory() -> Iterator[str]:
     for path in _mine(Path("/dev/shm")):  # noqa: S108 - looked at, not written to
         yield f"shared memory {path.name}"
-
-
-def _temporary_folders(home: Path) -> Iterator[str]:
-    for path in _mine(home):
-        if path.name.startswith("sweeper-") and path.is_dir():
-            yield f"temporary folder {path.name}"
 
 
 def _mine(folder: Path) -> Iterator[Path]:

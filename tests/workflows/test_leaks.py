@@ -25,7 +25,8 @@ def test_every_kind_of_leak_is_found_and_named(tmp_path, monkeypatch):
     shared = Path(f"/dev/shm/sweeper-test-{os.getpid()}")
     before = take_inventory(mark="SWEEPER_LEAK=none")
     try:
-        (tmp_path / "temporary" / "sweeper-1").mkdir()
+        dead = f"sweeper-{Path('/proc/self/ns/pid').stat().st_ino}-{2**22 + 1}-1-x"
+        (tmp_path / "temporary" / dead).mkdir()
         (results / "lock.json").touch()
         (results / ".trials.parquet.1.partial").touch()
         shared.touch()
@@ -42,7 +43,7 @@ def test_every_kind_of_leak_is_found_and_named(tmp_path, monkeypatch):
         ".trials.parquet.1.partial",
         f"process {sleeper.pid}",
         shared.name,
-        "sweeper-1",
+        dead,
     )
     for part in expected:
         assert part in text
