@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from sweeper.core.errors import InputError, Problem
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
+MAX_DEPTH = 50
+_BRACKET = re.compile(r"[\[\]{}]")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def read_yaml(path: str | Path) -> Document:
 
 def parse_yaml(text: str, name: str) -> Document:
     """Parse YAML text; see `read_yaml`."""
+    _refuse_depth(text, name)
     try:
         root = YAML(typ="rt", pure=True).compose(text)
         _refuse_bombs(root, name)
@@ -80,6 +84,28 @@ def parse_yaml(text: str, name: str) -> Document:
     return Document(name, data, root)
 
 
+def _refuse_depth(text: str, name: str) -> None:
+    """Refuse text that nests too deeply, before it is parsed: two kilobytes of ``[a, `` keep the parser for minutes.
+
+    Brackets in quotes and comments count too; no study file has so many that are never closed.
+    """
+    brackets, indents = 0, [-1]
+    for number, line in enumerate(text.splitlines(), 1):
+        indent = len(line) - len(line.lstrip())
+        if indent < len(line):
+            while indents[-1] >= indent:
+                indents.pop()
+            indents.append(indent)
+        for bracket in _BRACKET.findall(line):
+            brackets = max(0, brackets + (1 if bracket in "[{" else -1))
+            if brackets > MAX_DEPTH:
+                break
+        entries = line.split()
+        inline = next((at for at, word in enumerate(entries) if word not in ("-", "?")), len(entries))
+        if brackets + len(indents) + inline > MAX_DEPTH:
+            raise InputError(Problem(f"{name}:{number}", f"must nest at most {MAX_DEPTH} levels", "more", "unfold it"))
+
+
 def _refuse_bombs(root: Node | None, name: str) -> None:
     """Count nodes as if every alias were written out: a small file may unfold to billions."""
     count = 0
@@ -87,7 +113,7 @@ def _refuse_bombs(root: Node | None, name: str) -> None:
     while stack:
         node, depth = stack.pop()
         count += 1
-        if count > MAX_NODES or depth > 50:
+        if count > MAX_NODES or depth > MAX_DEPTH:
             raise InputError(
                 Problem(name, "must stay small when its aliases are written out", "too large", "unfold it")
             )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,17 @@ def test_scientific_notation_is_a_number_and_duplicate_keys_are_errors(tmp_path)
 def test_a_file_that_unfolds_to_billions_is_refused(tmp_path):
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     assert "aliases" in problems(write(tmp_path, "\n".join(lines)))[0]
+
+
+@pytest.mark.parametrize("deep", ["[a, " * 600, "{a: " * 600, "- " * 600, "a: [\n" * 600])
+def test_a_file_that_nests_deeply_is_refused_at_once(tmp_path, deep):
+    began = time.process_time()
+    assert "must nest at most 50 levels" in problems(write(tmp_path, deep))[0]
+    assert time.process_time() - began < 2  # the parser alone takes minutes for the first
+
+
+def test_brackets_that_are_closed_do_not_add_up():
+    assert len(parse_yaml("- [{a: [1, 2]}]\n" * 500, "x").data) == 500
 
 
 def test_all_wrong_ranges_are_reported_at_once_with_their_lines(tmp_path):
