@@ -323,6 +323,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.geteuid():
         parser.error("network namespaces need root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave nothing behind then either
     sh("ip", "link", "add", BRIDGE, "type", "bridge")
     try:
         sh("ip", "link", "set", BRIDGE, "up")

@@ -248,6 +248,8 @@ class Lanes:
                 return
             lane = f"lane-{uuid.uuid4().hex[:12]}"
             reason = self._run_once(lane)
+            if self._exchange is None:  # closed, and this lane took longer to end than that waited for
+                return
             group, num_answers = ray.get(self._exchange.bury.remote(lane))
             if group is not None:
                 ray.util.remove_placement_group(group)
