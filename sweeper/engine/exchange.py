@@ -46,6 +46,7 @@ class Exchange:
         self._changed = asyncio.Condition()
         self._arrived: dict[str, set[str]] = {}
         self._groups: dict[str, Any] = {}
+        self._dismissed = False
 
     # -- lanes ---------------------------------------------------------------------------------------------
 
@@ -63,7 +64,7 @@ class Exchange:
     async def next_command(self, lane: str, rank: int) -> tuple[int, Command] | None:
         """Wait for the next command of this worker; None tells it to end."""
         entry = self._lanes.get(lane)
-        return None if entry is None else await entry.queues[rank].get()
+        return None if entry is None or self._dismissed else await entry.queues[rank].get()
 
     async def reply(self, lane: str, rank: int, token: int, reply: Reply) -> None:
         """Take worker ``rank``'s answer; rank 0 speaks for the lane unless another rank failed alone."""
@@ -153,11 +154,16 @@ class Exchange:
             ]
             self._changed.notify_all()
 
-    async def retire(self, most: int) -> int:
-        """Tell up to ``most`` free lanes to end and return how many; lanes that a trial holds are left alone."""
+    async def retire(self, keep: int) -> int:
+        """Tell free lanes to end while more than ``keep`` stand, and return how many were told.
+
+        Lanes that a trial holds are left alone; so are those that wait for a node.
+        """
+        standing = [e for e in self._lanes.values() if len(e.members) == e.world_size and not e.retired]
         async with self._changed:
-            going = self._free[max(0, len(self._free) - most) :]
-            self._free = self._free[: len(self._free) - len(going)]
+            most = min(len(self._free), max(0, len(standing) - keep))
+            going = self._free[len(self._free) - most :]
+            self._free = self._free[: len(self._free) - most]
         for lane in going:
             entry = self._lanes[lane]
             entry.retired = True
@@ -170,7 +176,8 @@ class Exchange:
         return sum(len(entry.members) == entry.world_size for entry in self._lanes.values())
 
     async def dismiss(self) -> None:
-        """Tell every worker of every lane to end."""
+        """Tell every worker of every lane to end, those included that join later: they waited for a node."""
+        self._dismissed = True
         for entry in self._lanes.values():
             for queue in entry.queues.values():
                 queue.put_nowait(None)

@@ -143,7 +143,7 @@ class Lanes:
     scratch:
         Folder for Ray Train's own files.
     elastic:
-        Whether some lanes may have to wait until the cluster's autoscaler has added nodes.
+        Whether even the first lane waits until the cluster's autoscaler has added a node.
     """
 
     def __init__(
@@ -156,11 +156,8 @@ class Lanes:
         elastic: bool = False,
     ) -> None:
         self.count = count
-        self._elastic = elastic
         self._lock = threading.Lock()
         self._alive = count  # threads that keep a lane
-        self._retiring = 0  # lanes told to end for good
-        self._waiting = 0  # threads whose lane has no node yet
         self.shape = shape
         self.restarts: list[str] = []
         self.exchange_name = f"exchange-{uuid.uuid4().hex[:12]}"
@@ -217,17 +214,15 @@ class Lanes:
         ray.get(self._exchange.reclaim.remote())
 
     def keep(self, wanted: int) -> None:
-        """Let lanes beyond ``wanted`` go, so that their nodes can: those that wait for a node, then idle ones.
+        """Let idle lanes beyond ``wanted`` go, so that their nodes can.
 
         No lane is taken from a trial; call again when one has ended. The last lane stays.
         """
         with self._lock:
             self.count = min(self.count, max(1, wanted))
-            surplus = self._alive - self._retiring - self._waiting - self.count
+            surplus = self._alive - self.count
         if surplus > 0:
-            going = ray.get(self._exchange.retire.remote(surplus))
-            with self._lock:
-                self._retiring += going
+            ray.get(self._exchange.retire.remote(self.count))
 
     def close(self) -> None:
         """End all lanes and the exchange; returns when their processes are gone."""
@@ -244,8 +239,6 @@ class Lanes:
     def _keep_alive(self) -> None:
         in_a_row = 0
         while not self._closing.is_set() and self._given_up is None:
-            if self._elastic and not self._node_is_there():
-                return
             lane = f"lane-{uuid.uuid4().hex[:12]}"
             reason = self._run_once(lane)
             if self._exchange is None:  # closed, and this lane took longer to end than that waited for
@@ -253,7 +246,7 @@ class Lanes:
             group, num_answers = ray.get(self._exchange.bury.remote(lane))
             if group is not None:
                 ray.util.remove_placement_group(group)
-            if self._closing.is_set() or self._leaves(retired=True):
+            if self._closing.is_set() or self._leaves():
                 return
             in_a_row = 1 if num_answers else in_a_row + 1
             self.restarts.append(reason)
@@ -262,36 +255,13 @@ class Lanes:
                 self._given_up = f"a lane died {in_a_row} times in a row, last: {reason}"
             time.sleep(START_PAUSE_SECONDS)
 
-    def _leaves(self, *, retired: bool) -> bool:
+    def _leaves(self) -> bool:
         """Whether this thread is one too many; then it counts as gone."""
         with self._lock:
             if self._alive <= self.count:
                 return False
             self._alive -= 1
-            if retired:
-                self._retiring = max(0, self._retiring - 1)
             return True
-
-    def _node_is_there(self) -> bool:
-        """Wait until the autoscaler has made room for a lane; False when it is not wanted any more.
-
-        The demand is a placement group of the driver's: unlike `request_resources` it goes with the driver, however
-        that ends, and nobody pays for nodes that nobody asks for.
-        """
-        bundles = [dict(self.shape.resources_per_worker) for _ in range(self.shape.num_workers)]
-        selector = [dict(self.shape.node_labels) for _ in bundles] if self.shape.node_labels else None
-        group = ray.util.placement_group(bundles, strategy=self.shape.placement, bundle_label_selector=selector)
-        with self._lock:
-            self._waiting += 1
-        try:
-            while not group.wait(timeout_seconds=1):
-                if self._closing.is_set() or self._leaves(retired=False):
-                    return False
-            return True
-        finally:
-            with self._lock:
-                self._waiting -= 1
-            ray.util.remove_placement_group(group)
 
     def _run_once(self, lane: str) -> str:
         """Run a lane to its end and say why it ended."""

@@ -185,7 +185,7 @@ def study_lanes(study: Study, most: int | None = None, *, profiled: bool = False
         cpus=max(1, int(resources.get("CPU", 1))),
         profiled=profiled,
     )
-    return Lanes(count, shape, config.start, study.paths.scratch, elastic=count > capacity(shape).now)
+    return Lanes(count, shape, config.start, study.paths.scratch, elastic=not capacity(shape).now)
 
 
 def carry_out(

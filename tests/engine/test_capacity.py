@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
 from sweeper.core.errors import InputError
 from sweeper.core.trial import TrialKind, TrialState
-from sweeper.engine import cluster, lanes
+from sweeper.engine import cluster
 from sweeper.engine.cluster import Capacity, capacity, lane_count, worker_resources
+from sweeper.engine.exchange import Exchange
 from sweeper.engine.lanes import LaneShape
 from sweeper.workflows.tail import Tail, work_left
 
@@ -90,22 +92,30 @@ def test_the_tail_tells_the_lanes_how_many_can_still_be_used():
     assert kept == [5, 3]
 
 
-def test_lanes_that_wait_for_a_node_go_before_idle_ones_and_the_last_stays(monkeypatch, tmp_path):
-    asked = []
+async def _retired(keep):
+    exchange = Exchange()
+    for name in ("a", "b", "c"):
+        await exchange.join(name, 0, 1, None, None)
+    await exchange.join("half", 0, 2, None, None)  # its second worker waits for a node
+    await exchange.acquire()
+    told = await exchange.retire(keep)
+    again = await exchange.retire(keep)
+    await exchange.reclaim()
+    return told, again, len(exchange._free)
 
-    def retire(most):
-        asked.append(most)
-        return most
 
-    monkeypatch.setattr(lanes.ray, "get", lambda answer: answer)
-    pool = lanes.Lanes(4, GPU, lambda: None, tmp_path, elastic=True)
-    pool._exchange = SimpleNamespace(retire=SimpleNamespace(remote=retire))
-    pool._waiting = 1
-    pool.keep(2)
-    pool.keep(2)
-    assert asked == [1], "one waits and goes by itself, one idle lane is told to, and only once"
-    pool._waiting = 0
-    assert [pool._leaves(retired=False), pool._leaves(retired=True), pool._leaves(retired=True)] == [True, True, False]
-    pool.keep(0)
-    assert asked == [1, 1]
-    assert pool.count == 1
+def test_only_idle_lanes_are_let_go_and_only_once():
+    assert asyncio.run(_retired(2)) == (1, 0, 2)
+    assert asyncio.run(_retired(1)) == (2, 0, 1)
+    assert asyncio.run(_retired(0)) == (2, 0, 1), "the third is held by a trial"
+
+
+async def _late():
+    exchange = Exchange()
+    await exchange.dismiss()
+    await exchange.join("late", 0, 1, None, None)
+    return await exchange.next_command("late", 0)
+
+
+def test_a_lane_that_gets_its_node_after_the_end_is_told_to_end():
+    assert asyncio.run(_late()) is None
