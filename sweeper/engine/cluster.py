@@ -74,7 +74,14 @@ class Connection:
     def _keep(self) -> None:
         """Connect, and stay: Ray's processes end with the thread that started them (PR_SET_PDEATHSIG)."""
         try:
-            self._connect()
+            try:
+                self._connect()
+            except Exception as error:
+                # Ray gives its own processes half a minute, which a machine full of other work, our imports among it,
+                # may not leave them. By now the imports are done.
+                logger.warning("Ray did not start (%s); trying once more", " ".join(str(error).split())[:100])
+                ray.shutdown()
+                self._connect()
         except BaseException as error:  # raised again by whoever waits
             self._error = error
         self._ready.set()
