@@ -91,7 +91,7 @@ class Connection:
         if self._address is not None:
             ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            with environment.no_way_out():
+            with environment.no_way_out(), environment.on_loopback():
                 ray.init(
                     address="local",  # never the cluster whose address an earlier Ray left in the temporary folder
                     num_cpus=self._num_cpus or len(os.sched_getaffinity(0)),
