@@ -300,7 +300,10 @@ class SearchConductor(_Conductor):
         return CONFIRMATION_MARGIN * per_epoch * self._plan.budget.max_epochs * num_runs
 
     def _hopeless(self, model: str) -> bool:
-        return self._tallies[model].all_failed >= min(HOPELESS_AFTER, self._plan.budget.num_trials)
+        """Whether so many trials ended badly, and none well, that a model is given up: or all that its space holds."""
+        tally = self._tallies[model]
+        most = tally.asked if model in self._book.state.search_ends else self._plan.budget.num_trials
+        return tally.all_failed >= min(HOPELESS_AFTER, most)
 
     def _give_up_if_hopeless(self) -> None:
         if not self._running and all(self._hopeless(model) for model in self._tallies):
