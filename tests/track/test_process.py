@@ -25,6 +25,8 @@ from sweeper.track.wandb_files import run_files
 from sweeper.workflows.follow import Follower, Order, outcome_path
 from sweeper.workflows.tracking import Tracking, _await, _spawn, replay
 
+pytestmark = pytest.mark.fault  # processes with time limits: not beside other tests
+
 OFFLINE = {"wandb": {"project": "demo", "mode": "offline", "tags": ["mine"]}}
 
 DRIVER = """
@@ -241,7 +243,6 @@ def test_a_folder_that_cannot_be_made_costs_nothing_but_a_note(tmp_path):
     assert notes[-1].endswith(f"later: sweeper track {paths.root}")
 
 
-@pytest.mark.fault
 def test_a_full_disk_costs_nothing_but_a_note(tmp_path):
     """W&B's folder alone is a file system of 256 KiB; the ledger's has room."""
     paths = studies.prepare(tmp_path / "demo")

@@ -16,6 +16,8 @@ from sweeper.spec.study import TrackingSpec
 from sweeper.track.wandb_files import run_files
 from sweeper.workflows.tracking import Tracking, replay
 
+pytestmark = pytest.mark.fault  # processes with time limits: not beside other tests
+
 ONLINE = {"wandb": {"project": "demo", "mode": "online", "tags": ["mine"]}}
 
 
