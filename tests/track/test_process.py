@@ -110,7 +110,7 @@ def test_a_study_is_there_once_with_configs_summaries_and_groups(tmp_path):
     assert {file.project for file in files.values()} == {"demo"}
     trial, confirmed, study = files["bert-t0000"], files["bert-tuned-c00"], files["demo"]
     assert (trial.job_type, confirmed.job_type, study.job_type) == ("trial", "confirm", "report")
-    assert set(trial.tags) == {"COMPLETE", "bert", "best", "default", "mine", "rung-2"}
+    assert set(trial.tags) == {"COMPLETE", "bert", "best", "default", "mine", "rung-1"}
     asked = next(payload for kind, payload in events if payload.get("trial_id") == "bert-t0000")
     assert trial.config["params"] == asked["params"]
     assert trial.config["effective"] == {"learning_rate": asked["params"]["learning_rate"]}
