@@ -167,7 +167,7 @@ def test_a_server_that_fails_from_the_start_leaves_offline_files(tmp_path, serve
     paths = begin(tmp_path / "demo")
     server.fault = fault
     notes, said, _, wait = live(paths, studies.story(confirm=False))
-    assert wait < 20
+    assert wait < 3 * 12.5
     assert "W&B went on offline" in notes[0]
     assert "deadbeef" not in " ".join(said)
     assert "wandb sync" in replay(paths.root, mode="offline")[0]  # writes nothing, unless time was up before
@@ -186,7 +186,7 @@ def test_a_server_that_fails_midway_loses_and_doubles_nothing(tmp_path, server, 
         server.fault = fault
 
     notes, _, _, wait = live(paths, events, pause=0.1, at={len(events) // 2: strike})
-    assert wait < 20
+    assert wait < 3 * 12.5
     assert notes
     in_parts = {file.name for file in run_files(paths.wandb) if file.online and not file.synced}
     in_parts.add("")  # time was up while a file was being written
