@@ -73,6 +73,16 @@ def is_of_storage(error: BaseException) -> bool:
     return bool(codes & _OF_STORAGE)
 
 
+def is_of_peers(error: BaseException) -> bool:
+    """Whether another worker of the same trial is gone, and nothing that this one did is to blame.
+
+    NCCL has an error of its own for that (`torch.distributed.DistError`); gloo raises a `RuntimeError` that names the
+    source file of its transport.
+    """
+    is_of_torch = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+    return is_of_torch or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+
+
 class InputError(SweeperError):
     """The input is wrong; nothing has been written. ``problems`` lists all of them."""
 

@@ -7,29 +7,46 @@ queues and futures only, no training state, and reserves no CPU.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeper.engine.messages import Command, Dead, Failed, Reply
+from sweeper.engine.messages import Command, Dead, Failed, Leave, Moved, NextEpoch, Reply
 
 NAMESPACE = "sweeper"
 
 
 @dataclass
 class _Lane:
-    """A lane as the exchange sees it; ``members`` are its worker actors by rank."""
+    """A lane as the exchange sees it; ``members`` are its worker actors by rank, ``nodes`` the ids of their nodes.
+
+    ``leaving``: one of the nodes is to be taken back, so the lane ends when the epoch under way has. ``retired``: it
+    was told to end.
+    """
 
     world_size: int
     members: dict[int, Any] = field(default_factory=dict)
+    nodes: set[str] = field(default_factory=set)
     queues: dict[int, asyncio.Queue[tuple[int, Command] | None]] = field(default_factory=dict)
     token: int = 0  # of the command under way; answers to earlier ones are dropped
+    leaving: bool = False
     retired: bool = False
     num_answers: int = 0
     answers: dict[int, Reply] = field(default_factory=dict)
     done: asyncio.Future[Reply] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.members) == self.world_size
+
+    def end(self) -> None:
+        """Tell its workers to end, once the command under way is answered."""
+        self.retired = True
+        for queue in self.queues.values():
+            queue.put_nowait(None)
 
     def answer(self, reply: Reply) -> None:
         if self.done is not None and not self.done.done():
@@ -50,16 +67,15 @@ class Exchange:
 
     # -- lanes ---------------------------------------------------------------------------------------------
 
-    async def join(self, lane: str, rank: int, world_size: int, member: Any, group: Any) -> None:
-        """Enter worker ``rank`` of ``lane``; the lane is free once all ranks are there."""
+    async def join(self, lane: str, rank: int, world_size: int, member: Any, group: Any, node: str = "") -> None:
+        """Enter worker ``rank`` of ``lane``, on ``node``; the lane is free once all ranks are there."""
         entry = self._lanes.setdefault(lane, _Lane(world_size))
         entry.members[rank] = member
+        entry.nodes.add(node)
         entry.queues[rank] = asyncio.Queue()
         self._groups[lane] = group
-        if len(entry.members) == world_size:
-            async with self._changed:
-                self._free.append(lane)
-                self._changed.notify_all()
+        if entry.is_whole:
+            await self.release(lane)
 
     async def next_command(self, lane: str, rank: int) -> tuple[int, Command] | None:
         """Wait for the next command of this worker; None tells it to end."""
@@ -72,7 +88,7 @@ class Exchange:
         if entry is None or token != entry.token:
             return
         entry.answers[rank] = reply
-        if isinstance(reply, Failed) and not reply.lane_is_sound:
+        if _ends_lane(reply):
             entry.answer(reply)  # the other ranks may hang in a collective: do not wait for them
         elif len(entry.answers) == entry.world_size:
             failed = [answer for answer in entry.answers.values() if isinstance(answer, Failed)]
@@ -103,10 +119,23 @@ class Exchange:
             return self._free.pop(0)
 
     async def call(self, lane: str, command: Command, timeout_seconds: float) -> Reply:
-        """Send ``command`` to every worker of ``lane`` and return the lane's one answer."""
+        """Send ``command`` to every worker of ``lane`` and return the lane's one answer.
+
+        A lane that is leaving does nothing more but save its trial; then it is told to end.
+        """
         entry = self._lanes.get(lane)
         if entry is None:
             return Dead("the lane had died before the command")
+        if not entry.leaving or isinstance(command, Leave):
+            return await self._ask(lane, entry, command, timeout_seconds)
+        if isinstance(command, NextEpoch):
+            saved = await self._ask(lane, entry, Leave(snapshot=True), timeout_seconds)
+            if isinstance(saved, Dead):
+                return saved  # without a snapshot it goes on from an older one, or from its seed
+        entry.end()
+        return Moved()
+
+    async def _ask(self, lane: str, entry: _Lane, command: Command, timeout_seconds: float) -> Reply:
         entry.token += 1
         entry.answers = {}
         entry.done = asyncio.get_running_loop().create_future()
@@ -117,21 +146,26 @@ class Exchange:
         except TimeoutError:
             self._kill(lane)
             return Dead(f"the lane did not answer within {timeout_seconds:g} s and was ended")
-        if isinstance(reply, Failed) and not reply.lane_is_sound:
+        if _ends_lane(reply):
             self._kill(lane)
         return reply
 
     async def release(self, lane: str) -> None:
-        """Give a borrowed lane back."""
+        """Give a borrowed lane back; one that is leaving is told to end."""
         async with self._changed:
-            if lane in self._lanes and lane not in self._free:
+            entry = self._lanes.get(lane)
+            if entry is None or entry.retired or lane in self._free:
+                return
+            if entry.leaving:
+                entry.end()
+            else:
                 self._free.append(lane)
                 self._changed.notify_all()
 
     # -- the driver ----------------------------------------------------------------------------------------
 
-    async def bury(self, lane: str) -> tuple[Any, int]:
-        """Forget a dead lane and tell whoever waits for it.
+    async def bury(self, lane: str, reason: str) -> tuple[Any, int]:
+        """Forget a dead lane and tell whoever waits for it, and why it died.
 
         Returns its placement group (or None) and how many commands it had answered.
         """
@@ -140,53 +174,71 @@ class Exchange:
             if lane in self._free:
                 self._free.remove(lane)
         if entry is not None:
-            entry.answer(Dead("the lane's worker group died"))
+            entry.answer(Dead(f"the lane's worker group died: {reason}"))
         return self._groups.pop(lane, None), entry.num_answers if entry is not None else 0
 
     async def reclaim(self) -> None:
         """Free every lane: after a Tune run whose actors may have died while they held some."""
         async with self._changed:
             self._arrived.clear()
-            self._free = [
-                lane
-                for lane, entry in self._lanes.items()
-                if len(entry.members) == entry.world_size and not entry.retired
-            ]
+            whole = {lane: entry for lane, entry in self._lanes.items() if entry.is_whole and not entry.retired}
+            for entry in whole.values():
+                if entry.leaving:
+                    entry.end()
+            self._free = [lane for lane, entry in whole.items() if not entry.leaving]
             self._changed.notify_all()
+
+    async def vacate(self, nodes: Collection[str]) -> int:
+        """Let every lane end that has a worker on one of ``nodes``; return how many were not told before.
+
+        A free one ends at once. One that a trial holds ends when its epoch is done and the trial's state is saved.
+        """
+        told = 0
+        async with self._changed:
+            for lane, entry in self._lanes.items():
+                if entry.leaving or entry.nodes.isdisjoint(nodes):
+                    continue
+                entry.leaving = True
+                told += 1
+                if lane in self._free:
+                    self._free.remove(lane)
+                    entry.end()
+        return told
 
     async def retire(self, keep: int) -> int:
         """Tell free lanes to end while more than ``keep`` stand, and return how many were told.
 
         Lanes that a trial holds are left alone; so are those that wait for a node.
         """
-        standing = [e for e in self._lanes.values() if len(e.members) == e.world_size and not e.retired]
+        standing = [entry for entry in self._lanes.values() if entry.is_whole and not entry.retired]
         async with self._changed:
             most = min(len(self._free), max(0, len(standing) - keep))
             going = self._free[len(self._free) - most :]
             self._free = self._free[: len(self._free) - most]
         for lane in going:
-            entry = self._lanes[lane]
-            entry.retired = True
-            for queue in entry.queues.values():
-                queue.put_nowait(None)
+            self._lanes[lane].end()
         return len(going)
 
     async def num_lanes(self) -> int:
         """Return how many lanes are whole."""
-        return sum(len(entry.members) == entry.world_size for entry in self._lanes.values())
+        return sum(entry.is_whole for entry in self._lanes.values())
 
     async def dismiss(self) -> None:
         """Tell every worker of every lane to end, those included that join later: they waited for a node."""
         self._dismissed = True
         for entry in self._lanes.values():
-            for queue in entry.queues.values():
-                queue.put_nowait(None)
+            entry.end()
 
     def _kill(self, lane: str) -> None:
         """End the workers of a lane that cannot be trusted; its ``fit()`` then raises and the driver restarts it."""
         entry = self._lanes.get(lane)
         for member in entry.members.values() if entry else ():
             ray.kill(member)
+
+
+def _ends_lane(reply: Reply) -> bool:
+    """Whether a lane cannot be used any more after one worker's answer."""
+    return isinstance(reply, Dead) or (isinstance(reply, Failed) and not reply.lane_is_sound)
 
 
 def start_exchange(name: str) -> Any:

@@ -21,11 +21,11 @@ from typing import Any, Protocol, Self
 import ray
 from ray import cloudpickle
 
-from sweeper.core.errors import InfeasibleError, RunFailedError, TrialError, is_of_storage
+from sweeper.core.errors import InfeasibleError, RunFailedError, TrialError, is_of_peers, is_of_storage
 from sweeper.core.trial import TrialState
 from sweeper.engine import environment
 from sweeper.engine.exchange import find_exchange, start_exchange
-from sweeper.engine.messages import Command, Failed, Reply
+from sweeper.engine.messages import Command, Dead, Failed, Reply
 
 logger = logging.getLogger("sweeper")
 
@@ -33,6 +33,7 @@ RESTARTS_IN_A_ROW = 5  # deaths of a lane without a single answer in between aft
 START_PAUSE_SECONDS = 1.0
 START_SECONDS = 300.0  # within which a first lane must stand
 UPSCALING_SECONDS = 1800.0  # the same where nodes come as needed: minutes to start one, and as many to pull the image
+NOTICE_SECONDS = 1.0  # between two looks for nodes that are to be taken back; spot instances give 30 s to 2 min
 _SPARED = {"PlacementGroupCleanerCallback", "DatasetsCallback"}  # each an actor of 115 MB that a lane has no use for
 
 
@@ -78,10 +79,11 @@ def _serve(config: dict[str, Any]) -> None:
     environment.reopen_way_out()
     context = train.get_context()
     rank, lane, exchange = context.get_world_rank(), config["lane"], find_exchange(config["exchange"])
-    me = ray.get_runtime_context().current_actor
+    here = ray.get_runtime_context()
     group = ray.util.get_current_placement_group()
     worker: LaneWorker = cloudpickle.loads(config["make_worker"])()
-    ray.get(exchange.join.remote(lane, rank, context.get_world_size(), me, group))
+    size, me, node = context.get_world_size(), here.current_actor, here.get_node_id()
+    ray.get(exchange.join.remote(lane, rank, size, me, group, node))
     while (item := ray.get(exchange.next_command.remote(lane, rank))) is not None:
         token, command = item
         ray.get(exchange.reply.remote(lane, rank, token, _guarded(worker, command, context.get_world_size())))
@@ -95,15 +97,38 @@ def _guarded(worker: LaneWorker, command: Command, world_size: int) -> Reply:
         state = TrialState.INFEASIBLE if isinstance(error, InfeasibleError) else TrialState.FAIL
         return _failed(error, state, "")
     except Exception as error:
+        if world_size > 1 and is_of_peers(error):
+            return Dead(f"it lost another of its workers: {_one_line(error)}")
         # Several workers: the others may wait in a collective that this one will never enter.
         failed = _failed(error, TrialState.FAIL, traceback.format_exc(), lane_is_sound=world_size == 1)
         return replace(failed, is_of_storage=is_of_storage(error))
 
 
 def _failed(error: Exception, state: TrialState, trace: str, *, lane_is_sound: bool = True) -> Failed:
-    text = " ".join(str(error).split())[:500]
-    kind = type(error).__name__
-    return Failed(state=state, reason=f"{kind}: {text}" if text else kind, trace=trace, lane_is_sound=lane_is_sound)
+    return Failed(state=state, reason=_one_line(error, 500), trace=trace, lane_is_sound=lane_is_sound)
+
+
+def _one_line(error: BaseException, most: int = 200) -> str:
+    text = " ".join(str(error).split())[:most]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _why(error: Exception) -> str:
+    """Say in one line why a worker group ended: what Ray says of the first worker, without Ray Train's words around."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first: Exception = next(iter(failures.values()), error)
+    return _one_line(getattr(first, "health_check_failure", first), 400)
+
+
+def _draining_nodes() -> list[str]:
+    """Return the ids of nodes that are to be taken back: Ray was told so by a cloud, an autoscaler or a SIGTERM.
+
+    Ray has no public way to ask for them.
+    """
+    try:
+        return list(ray._private.state.state.get_draining_nodes())
+    except Exception:  # an older or newer Ray, or a moment without its GCS: then a node goes without notice
+        return []
 
 
 def _lane_trainer(num_workers: int) -> Any:
@@ -176,6 +201,7 @@ class Lanes:
         self._threads = [
             threading.Thread(target=self._keep_alive, name=f"lane-{index}", daemon=True) for index in range(self.count)
         ]
+        threading.Thread(target=self._heed_notices, name="lane-notices", daemon=True).start()
         for thread in self._threads:
             thread.start()
         return self
@@ -243,7 +269,7 @@ class Lanes:
             reason = self._run_once(lane)
             if self._exchange is None:  # closed, and this lane took longer to end than that waited for
                 return
-            group, num_answers = ray.get(self._exchange.bury.remote(lane))
+            group, num_answers = ray.get(self._exchange.bury.remote(lane, reason))
             if group is not None:
                 ray.util.remove_placement_group(group)
             if self._closing.is_set() or self._leaves():
@@ -254,6 +280,17 @@ class Lanes:
             if in_a_row >= RESTARTS_IN_A_ROW:
                 self._given_up = f"a lane died {in_a_row} times in a row, last: {reason}"
             time.sleep(START_PAUSE_SECONDS)
+
+    def _heed_notices(self) -> None:
+        """Let lanes leave nodes that are to be taken back; they start anew elsewhere, for Ray gives such nodes none."""
+        while not self._closing.wait(NOTICE_SECONDS):
+            if nodes := _draining_nodes():
+                try:
+                    told = ray.get(self._exchange.vacate.remote(nodes))
+                except Exception:  # closed meanwhile, or Ray is gone: others say so
+                    return
+                if told:
+                    logger.warning("%d lane(s) lie on a node that is to be taken back; their trials are saved", told)
 
     def _leaves(self) -> bool:
         """Whether this thread is one too many; then it counts as gone."""
@@ -292,5 +329,5 @@ class Lanes:
         try:
             trainer.fit()
         except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return _why(error)
         return "ended on its own"

@@ -99,7 +99,12 @@ class Dead:
     reason: str
 
 
-Reply: TypeAlias = Started | Measured | Tested | Left | Failed | Dead
+@dataclass(frozen=True)
+class Moved:
+    """A node of the lane is to be taken back: the trial was saved and goes on elsewhere, and nothing is to blame."""
+
+
+Reply: TypeAlias = Started | Measured | Tested | Left | Failed | Dead | Moved
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from sweeper.engine.messages import (
     Failed,
     Leave,
     Measured,
+    Moved,
     NextEpoch,
     Start,
     Started,
@@ -123,7 +124,7 @@ class LaneTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return one `StepReport`; a dead lane is no error of the trial, it goes on elsewhere."""
+        """Return one `StepReport`; a lane that dies or must go is no error of the trial, it goes on elsewhere."""
         if not self._arrived:
             who, expected = self.trial_id, self._config["expected"]
             ray.get(self._exchange.arrive.remote(self._config["run"], who, expected, ARRIVAL_SECONDS))
@@ -145,9 +146,11 @@ class LaneTrainable(tune.Trainable):
                 if isinstance(reply, Measured | Tested | Failed):
                     self._notice_progress(reply)
                     return self._report(retries, started, reply)
+            self._attempt += 1
+            if isinstance(reply, Moved):
+                continue
             assert isinstance(reply, Dead), f"a lane answered {reply!r} to a command that does not call for it"
             retries.append(reply.reason)
-            self._attempt += 1
             self._deaths += 1
             if self._deaths > self._config["max_retries"]:
                 reason = f"the lane died {self._deaths} times in a row under this trial, last: {reply.reason}"
@@ -176,7 +179,7 @@ class LaneTrainable(tune.Trainable):
     def _call(self, command: Start | NextEpoch | Test | Leave) -> Any:
         seconds = START_SECONDS if isinstance(command, Start) else self._config["epoch_timeout_seconds"]
         reply = ray.get(self._exchange.call.remote(self._lane, command, seconds))
-        if isinstance(reply, Dead):
+        if isinstance(reply, Dead | Moved):
             self._lane = None
         return reply
 

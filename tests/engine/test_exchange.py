@@ -1,0 +1,181 @@
+"""The exchange without Ray: lanes whose node is to be taken back, lanes that die, and workers that lose each other."""
+
+from __future__ import annotations
+
+import asyncio
+
+import lanework
+import pytest
+
+from sweeper.core.errors import is_of_peers
+from sweeper.core.trial import Segment, TrialSpec, TrialState
+from sweeper.engine import exchange as exchanges
+from sweeper.engine.exchange import Exchange
+from sweeper.engine.lanes import _guarded
+from sweeper.engine.messages import Dead, Failed, Leave, Measured, Moved, NextEpoch, Start, Started, Test
+
+TRIAL = TrialSpec(trial_id="t", number=0, model="m", params={}, seed=0, max_epochs=9)
+LOST = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:12672: Connection reset by peer"
+
+
+class Fails:
+    """A worker that raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def handle(self, command):
+        raise self.error
+
+
+class Remembers(lanework.Worker):
+    """A worker that remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def handle(self, command):
+        self.told.append(command)
+        return super().handle(command)
+
+
+class Lane:
+    """The workers of one lane, as coroutines."""
+
+    def __init__(self, exchange, name, *nodes, workers=None):
+        self.exchange, self.name, self.nodes = exchange, name, nodes
+        self.workers = workers or [Remembers() for _ in nodes]
+        self.tasks = []
+
+    async def stand(self):
+        for rank, node in enumerate(self.nodes):
+            await self.exchange.join(self.name, rank, len(self.nodes), None, f"group of {self.name}", node)
+        self.tasks = [asyncio.create_task(self.serve(rank)) for rank in range(len(self.nodes))]
+        return self
+
+    async def serve(self, rank):
+        while (item := await self.exchange.next_command(self.name, rank)) is not None:
+            token, command = item
+            reply = _guarded(self.workers[rank], command, len(self.nodes))
+            await self.exchange.reply(self.name, rank, token, reply)
+
+    async def has_ended(self):
+        done, _ = await asyncio.wait(self.tasks, timeout=1)
+        return len(done) == len(self.tasks)
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """The lanes that the exchange ended by force."""
+    found = []
+    monkeypatch.setattr(exchanges.ray, "kill", found.append)
+    return found
+
+
+def run(scenario):
+    return asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+async def begin(exchange, lane):
+    return await exchange.call(lane, Start(Segment(trial=TRIAL)), 5)
+
+
+def test_a_trial_is_saved_and_moves_before_its_node_is_taken_back():
+    async def scenario():
+        exchange = Exchange()
+        going = await Lane(exchange, "going", "spot").stand()
+        staying = await Lane(exchange, "staying", "safe").stand()
+        assert await exchange.acquire() == "going"
+        assert isinstance(await begin(exchange, "going"), Started)
+        under_way = asyncio.create_task(exchange.call("going", NextEpoch(), 5))
+        await asyncio.sleep(0)
+        assert await exchange.vacate(["spot"]) == 1
+        assert isinstance(await under_way, Measured), "the epoch under way counts"
+        assert await exchange.call("going", NextEpoch(), 5) == Moved()
+        assert going.workers[0].told[-1] == Leave(snapshot=True)
+        assert await going.has_ended()
+        assert await exchange.acquire() == "staying"
+        assert isinstance(await begin(exchange, "staying"), Started)
+        assert isinstance(await exchange.call("staying", NextEpoch(), 5), Measured)
+        assert await exchange.vacate(["spot"]) == 0, "each is told once"
+        assert not any(task.done() for task in staying.tasks)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("command", [Start(Segment(trial=TRIAL)), Test(TRIAL)])
+def test_nothing_begins_on_a_node_that_is_to_be_taken_back(command):
+    async def scenario():
+        exchange = Exchange()
+        lane = await Lane(exchange, "lane", "safe", "spot").stand()
+        assert await exchange.acquire() == "lane"
+        assert await exchange.vacate(["spot"]) == 1
+        assert await exchange.call("lane", command, 5) == Moved()
+        assert await lane.has_ended()
+        assert not lane.workers[0].told
+
+    run(scenario)
+
+
+def test_idle_lanes_and_those_of_a_broken_run_end_at_once_on_such_a_node():
+    async def scenario():
+        exchange = Exchange()
+        idle = await Lane(exchange, "idle", "spot").stand()
+        await exchange.vacate(["spot"])
+        assert await idle.has_ended()
+        held = await Lane(exchange, "held", "spot").stand()
+        assert await exchange.acquire() == "held"
+        await exchange.vacate(["spot"])
+        await exchange.reclaim()
+        assert await held.has_ended()
+        given_back = await Lane(exchange, "given back", "spot").stand()
+        assert await exchange.acquire() == "given back"
+        await exchange.vacate(["spot"])
+        await exchange.release("given back")
+        assert await given_back.has_ended()
+        assert not exchange._free
+
+    run(scenario)
+
+
+def test_a_trial_hears_why_its_lane_died():
+    async def scenario():
+        exchange = Exchange()
+        await exchange.join("lane", 0, 1, None, "group", "node")
+        assert await exchange.acquire() == "lane"
+        waiting = asyncio.create_task(exchange.call("lane", NextEpoch(), 5))
+        await asyncio.sleep(0)
+        assert await exchange.bury("lane", "OutOfMemoryError: low on memory") == ("group", 0)
+        assert await waiting == Dead("the lane's worker group died: OutOfMemoryError: low on memory")
+
+    run(scenario)
+
+
+def test_a_worker_that_lost_another_blames_no_trial_and_a_bug_on_one_worker_does(killed):
+    async def scenario(error):
+        exchange = Exchange()
+        await Lane(exchange, "lane", "a", "b", workers=[Fails(error), Hangs()]).stand()
+        return await exchange.call(await exchange.acquire(), NextEpoch(), 5)
+
+    lost = run(lambda: scenario(RuntimeError(LOST)))
+    assert isinstance(lost, Dead)
+    assert lost.reason.startswith("it lost another of its workers: RuntimeError: [/pytorch")
+    bug = run(lambda: scenario(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    assert isinstance(bug, Failed)
+    assert bug.state is TrialState.FAIL
+    assert len(killed) == 4, "either way no worker of that lane is used again"
+
+
+class Hangs:
+    """A worker that waits for the other one; its answer comes as late as that of a lane that was ended."""
+
+    def handle(self, command):
+        return Failed(state=TrialState.FAIL, reason="late")
+
+
+def test_losing_a_worker_is_told_from_a_bug_by_the_kind_of_error():
+    error = type("DistBackendError", (type("DistError", (RuntimeError,), {}),), {})
+    assert is_of_peers(error("NCCL error: remote process exited"))
+    assert is_of_peers(RuntimeError(LOST))
+    assert not is_of_peers(RuntimeError("a bug"))
+    assert not is_of_peers(ValueError(LOST))
