@@ -5,10 +5,10 @@
 
 Hosts are network namespaces of this machine, joined by a bridge, each with its own address and host name; Ray runs on
 all of them with token authentication. A real study (two small models on scikit-learn's digits) is driven from the first
-host, a lane on each. While the second host trains, every process of it is killed; while the third trains, its cable is
-pulled; then a fourth host joins. The study must end with every trial, epoch, confirmation and test once, and each host
-must have had trials. Needs root and ``ip`` (iproute2); touches only namespaces, links and processes that it made.
-Exit code 1 when anything was lost or doubled, or a host had no part in it.
+host, a lane on each. While the second or third host trains, every process of it is killed; while the other one trains,
+its cable is pulled; then a fourth host joins. The study must end with every trial, epoch, confirmation and test once,
+and each host must have had a lane. Needs root and ``ip`` (iproute2); touches only namespaces, links and processes that
+it made. Exit code 1 when anything was lost or doubled, or a host had no part in it.
 
 Without ``--s3`` the hosts share this machine's disk. With it each host sees, in a mount namespace of its own, a work
 folder that is its alone (models, caches, Ray's files), and results lie in an S3-compatible server, run by the command
@@ -29,7 +29,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,9 @@ BRIDGE = "sweeper-br"
 PORT = 6399
 JOIN_SECONDS = 60.0
 JOIN_TRIES = 4
-WAIT_SECONDS = 300.0
+WAIT_SECONDS = 240.0
+END_SECONDS = 300.0
+OBJECT_STORE = str(100 << 20)  # bytes; lanes keep nothing there
 HEALTH = {
     "RAY_maximum_startup_concurrency": "4",  # one at a time, one a CPU, would take minutes here
     "RAY_health_check_initial_delay_ms": "2000",
@@ -62,7 +67,15 @@ def sh(*words: str) -> None:
 
 
 class Host:
-    """A network namespace with an address and a host name."""
+    """A network namespace with an address and a host name.
+
+    Parameters
+    ----------
+    number:
+        Gives name and address.
+    own:
+        What this host alone sees at ``folder/view``; None: it sees what this machine sees.
+    """
 
     def __init__(self, number: int, folder: Path, environment: dict[str, str], own: Path | None = None) -> None:
         self.name, self.address = f"sweeper-h{number}", f"10.77.31.{number}"
@@ -82,13 +95,15 @@ class Host:
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Start a command on this host."""
-        script = 'hostname "$0"; exec "$@"'
+        script = f'hostname "$0" && mount --bind "{self._folder}/hosts" /etc/hosts'
         if self._own is not None:  # what the others have there is not to be seen
-            script = f'mount --bind "{self._own}" "{self._view}" && {script}'
-        spaces = ["--uts", "--mount"] if self._own is not None else ["--uts"]
-        command = ["ip", "netns", "exec", self.name, "unshare", *spaces, "sh", "-c", script, self.name, *words]
+            script += f' && mount --bind "{self._own}" "{self._view}"'
+        script += ' && exec "$@"'
+        command = ["ip", "netns", "exec", self.name, "unshare", "--uts", "--mount", "sh", "-c", script, self.name]
         with (self._folder / f"{self.name}.log").open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment, start_new_session=True)
+            process = subprocess.Popen(
+                [*command, *words], stdout=log, stderr=log, env=self._environment, start_new_session=True
+            )
         self.processes.append(process)
         return process
 
@@ -99,7 +114,7 @@ class Host:
         log = self._folder / f"{self.name}.log"
         for _ in range(JOIN_TRIES):
             said = log.stat().st_size if log.exists() else 0
-            process = self.start(ray, "start", *words, *common)
+            process = self.start(ray, "start", *words, "--object-store-memory", OBJECT_STORE, *common)
             deadline = time.monotonic() + JOIN_SECONDS
             while process.poll() is None and time.monotonic() < deadline:
                 if "Ray runtime started" in log.read_text(errors="replace")[said:]:
@@ -108,14 +123,21 @@ class Host:
             self.kill()
         raise RuntimeError(f"{self.name} did not join in {JOIN_TRIES} tries")
 
+    def holds_lane(self) -> bool:
+        """Whether a worker of a lane runs here."""
+        for pid in self._pids():
+            with suppress(OSError):
+                if b"ray::RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return True
+        return False
+
     def unplug(self) -> None:
         """Pull the cable."""
         sh("ip", "link", "set", self._link, "down")
 
     def kill(self) -> None:
         """End every process of this host."""
-        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
-        for pid in map(int, found.stdout.split()):
+        for pid in self._pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self.processes:
@@ -125,6 +147,10 @@ class Host:
         """Leave nothing behind."""
         self.kill()
         subprocess.run(["ip", "netns", "del", self.name], check=False)
+
+    def _pids(self) -> list[int]:
+        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
+        return list(map(int, found.stdout.split()))
 
 
 class Watch:
@@ -136,6 +162,7 @@ class Watch:
         self.ended = 0
         self.running: dict[str, str] = {}
         self.started: Counter[str] = Counter()
+        self.retries: list[str] = []
 
     def look(self) -> None:
         """Take what the ledger has got."""
@@ -143,14 +170,25 @@ class Watch:
             if event.kind == "segment_started":
                 self.running[event.payload["trial_id"]] = event.payload["node"]
                 self.started[event.payload["node"]] += 1
-            elif event.kind == "trial_ended":
+            elif event.kind == "retry":
+                self.retries.append(event.payload["reason"])
+            elif event.kind in ("trial_ended", "trial_paused"):
                 self.running.pop(event.payload["trial_id"], None)
-                self.ended += 1
+                self.ended += event.kind == "trial_ended"
 
-    def wait_for(self, node: str, count: int, seconds: float) -> None:
-        """Wait until ``count`` trials have ended and ``node`` is in the middle of a trial."""
-        deadline = time.monotonic() + seconds
-        while self.look() or self.ended < count or (node and node not in self.running.values()):
+    def wait_for(self, count: int, hosts: Sequence[Host], workers: int) -> Host:
+        """Wait until ``count`` trials have ended and one of ``hosts`` is in the middle of one; return that host.
+
+        A lane of several workers is named by its first worker's host; the others are looked for among processes.
+        """
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            self.look()
+            names = set(self.running.values())
+            if self.ended >= count and names:
+                for host in hosts:
+                    if host.name in names or (workers > 1 and host.holds_lane()):
+                        return host
             if self._driver.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.ended} trials ended, {self.started} started; driver {self._driver.poll()}")
             time.sleep(0.02)
@@ -228,75 +266,111 @@ def own_folders(folder: Path, study: Path) -> list[Path]:
     return found
 
 
-def study_over_hosts(folder: Path, trials: int, s3: str | None, workers: int) -> dict[str, Any]:
-    """Run the study through all the trouble; return what came of it."""
+class Story:
+    """What happens, told as it does."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.watch: Watch | None = None
+        self._began = time.monotonic()
+
+    def tell(self, text: str) -> None:
+        """Add a line, with the time and how far the study is."""
+        if self.watch is not None:
+            self.watch.look()
+        ended = self.watch.ended if self.watch else 0
+        self.lines.append(f"{time.monotonic() - self._began:5.1f} s, {ended} trials ended: {text}")
+        print(self.lines[-1], flush=True)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where everything lies, as each host sees it; ``results`` and ``own`` as they are seen from outside."""
+
+    folder: Path
+    environment: dict[str, str]
+    study: Path
+    results: Path
+    own: list[Path] | list[None]
+    overrides: list[str]
+    server: ObjectServer | None
+
+
+def make_scene(folder: Path, options: argparse.Namespace, stack: ExitStack) -> Scene:
+    """Write study and models, and start the object store where there is one; ``stack`` ends it."""
     environment = {
         **os.environ,
         **HEALTH,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "HF_HUB_OFFLINE": "1",
-        "RAY_TMPDIR": str(folder / ("view/ray" if s3 else "ray")),
+        "RAY_TMPDIR": str(folder / ("view/ray" if options.s3 else "ray")),
     }
-    if s3:
-        keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
-        environment |= keys | {"SWEEPER_CACHE": str(folder / "view" / "cache")}
+    lines = [f"10.77.31.{number} sweeper-h{number}\n" for number in range(1, 10)]
+    (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
     make_models(folder / "models")
-    study = write_study(folder / "models", folder / "study", trials, 3)
+    study = write_study(folder / "models", folder / "study", options.trials, 3)
     results = study.parent / "results" / "chaos"
-    own: list[Path] | list[None] = own_folders(folder, study) if s3 else [None] * 4
-    server = ObjectServer(s3, folder, environment) if s3 else None
+    workers = options.workers
     overrides = [f"training.num_workers={workers}", "training.placement=spread"] if workers > 1 else []
-    if server is not None:
-        server.make_bucket()
-        study = folder / "view" / "study" / "study.yaml"
-        url = f"s3://sweeper/results?{server.options}"
-        overrides.append(f"storage_path={url}")
-        # The first host's working copy of the results, seen from outside: the ledger is followed there.
-        results = own_of(own[0], folder, working_copy_of(below(url, "chaos"), environment))
-    story: list[str] = []
-    began = time.monotonic()
-    watch: Watch | None = None
+    if not options.s3:
+        return Scene(folder, environment, study, results, [None] * 4, overrides, None)
+    keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
+    environment |= keys | {"SWEEPER_CACHE": str(folder / "view" / "cache")}
+    own = own_folders(folder, study)
+    server = ObjectServer(options.s3, folder, environment)
+    stack.callback(server.host.remove)
+    server.make_bucket()
+    url = f"s3://sweeper/results?{server.options}"
+    overrides.append(f"storage_path={url}")
+    # The first host's working copy of the results, seen from outside: the ledger is followed there.
+    results = own_of(own[0], folder, working_copy_of(below(url, "chaos"), environment))
+    return Scene(folder, environment, folder / "view" / "study" / "study.yaml", results, own, overrides, server)
 
-    def tell(text: str) -> None:
-        if watch is not None:
-            watch.look()
-        story.append(f"{time.monotonic() - began:5.1f} s, {watch.ended if watch else 0} trials ended: {text}")
-        print(story[-1], flush=True)
 
-    hosts = [Host(number, folder, environment, own[number - 1]) for number in (1, 2, 3)]
-    try:
-        hosts[0].ray("--head", "--port", str(PORT), "--include-dashboard", "false")
-        for host in hosts[1:]:
-            host.ray("--address", f"{hosts[0].address}:{PORT}")
-        tell("three hosts have joined")
-        address = f"cluster.address={hosts[0].address}:{PORT}"
-        driver = hosts[0].start(sys.executable, "-m", "sweeper.cli", "run", str(study), address, *overrides)
-        watch = Watch(results, driver)
-        watch.wait_for(hosts[0].name, 0, WAIT_SECONDS)
-        tell("the first trial runs")
-        if workers == 1:
-            watch.wait_for(hosts[1].name, trials // 4, WAIT_SECONDS)
-        else:  # a lane is named by its first worker's host; the second one may lie on any
-            watch.wait_for("", trials // 4, WAIT_SECONDS)
-        hosts[1].kill()
-        tell("the second host is killed")
-        watch.wait_for(hosts[2].name if workers == 1 else "", trials // 2, WAIT_SECONDS)
-        hosts[2].unplug()
-        tell("the third host is cut off")
-        hosts.append(Host(4, folder, environment, own[3]))
-        hosts[3].ray("--address", f"{hosts[0].address}:{PORT}")
-        tell("a fourth host has joined")
-        driver.wait(timeout=300)
-        tell(f"the driver ended with code {driver.returncode}")
-        if server is not None:
-            ledger = results / "ledger.jsonl"
-            results = folder / "home"
-            tell(f"{server.bring_home(results)} objects in the bucket")
-            shutil.copy(ledger, results)
-    finally:
-        for host in [*hosts, *([server.host] if server is not None else [])]:
-            host.remove()
+def study_over_hosts(scene: Scene, trials: int, workers: int, stack: ExitStack) -> dict[str, Any]:
+    """Run the study through all the trouble; return what came of it. ``stack`` removes the hosts."""
+
+    def host_number(number: int) -> Host:
+        host = Host(number, scene.folder, scene.environment, scene.own[number - 1])
+        stack.callback(host.remove)
+        return host
+
+    story = Story()
+    hosts = [host_number(number) for number in (1, 2, 3)]
+    took_part: set[str] = set()
+    hosts[0].ray("--head", "--port", str(PORT), "--include-dashboard", "false")
+    head = f"{hosts[0].address}:{PORT}"
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda host: host.ray("--address", head), hosts[1:]))
+    story.tell("three hosts have joined")
+    driver = hosts[0].start(
+        *(sys.executable, "-m", "sweeper.cli", "run"), str(scene.study), f"cluster.address={head}", *scene.overrides
+    )
+    watch = story.watch = Watch(scene.results, driver)
+    watch.wait_for(0, hosts, workers)
+    story.tell("the first trial runs")
+    lost = watch.wait_for(trials // 4, hosts[1:], workers)
+    took_part |= {host.name for host in hosts if host.holds_lane()}
+    lost.kill()
+    story.tell(f"{lost.name} is killed")
+    cut = watch.wait_for(trials // 2, [host for host in hosts[1:] if host is not lost], workers)
+    took_part |= {host.name for host in hosts if host.holds_lane()}
+    cut.unplug()
+    story.tell(f"{cut.name} is cut off")
+    hosts.append(host_number(4))
+    hosts[3].ray("--address", head)
+    story.tell(f"{hosts[3].name} has joined")
+    added = watch.wait_for(trials // 2, hosts[3:], workers)
+    took_part.add(added.name)
+    story.tell(f"{added.name} trains")
+    driver.wait(timeout=END_SECONDS)
+    story.tell(f"the driver ended with code {driver.returncode}")
+    results = scene.results
+    if scene.server is not None:
+        results = scene.folder / "home"
+        story.tell(f"{scene.server.bring_home(results)} objects in the bucket")
+        shutil.copy(scene.results / "ledger.jsonl", results)
     outcome = Outcome()
     count_lost_and_doubled(results, trials, outcome)
     table = pq.read_table(results / "trials.parquet").to_pylist()
@@ -305,12 +379,14 @@ def study_over_hosts(folder: Path, trials: int, s3: str | None, workers: int) ->
         "trials": len(table),
         "trials_by_last_node": Counter(row["node"] for row in table),
         "segments_by_node": watch.started,
+        "hosts_with_lanes": sorted(took_part),
         "states": Counter(row["state"] for row in table),
         "num_retries": sum(row["num_retries"] for row in table),
+        "retries": watch.retries,
         "trials_lost": outcome.trials_lost,
         "trials_doubled": outcome.trials_doubled,
         "examples": outcome.examples,
-        "story": story,
+        "story": story.lines,
     }
 
 
@@ -320,7 +396,7 @@ def main() -> int:
     parser.add_argument("--s3", metavar="COMMAND", help="moto's server: results there, and no disk in common")
     parser.add_argument("--workers", type=int, default=1, choices=(1, 2), help="of a lane, each on a host of its own")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     if os.geteuid():
         parser.error("network namespaces need root")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave nothing behind then either
@@ -329,20 +405,19 @@ def main() -> int:
         sh("ip", "link", "set", BRIDGE, "up")
         with tempfile.TemporaryDirectory(prefix="swh-") as name:
             try:
-                report = study_over_hosts(Path(name), arguments.trials, arguments.s3, arguments.workers) | {
-                    "machine": facts()
-                }
+                with ExitStack() as stack:
+                    scene = make_scene(Path(name), options, stack)
+                    report = study_over_hosts(scene, options.trials, options.workers, stack) | {"machine": facts()}
             finally:
                 for log in sorted(Path(name).glob("*.log")):
-                    print(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}", file=sys.stderr)
+                    print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
     finally:
         sh("ip", "link", "del", BRIDGE)
     print(json.dumps(report, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
     sound = report["exit_code"] == 0 and not report["trials_lost"] and not report["trials_doubled"]
-    # With lanes of two hosts only the first worker's host is named.
-    return not (sound and len(report["segments_by_node"]) >= (4 if arguments.workers == 1 else 2))
+    return not (sound and len(report["hosts_with_lanes"]) == 4)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -72,10 +73,10 @@ def inspect(model: ModelSpec) -> ModelInfo:
 
 
 def _folder(model: ModelSpec) -> Path:
-    path = Path(model.checkpoint).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(model.checkpoint))  # noqa: PTH111 - of a stranger's home it says nothing
+    if os.path.isdir(path):  # noqa: PTH112 - nor of names that are too long
         return path
-    if path.exists() or model.checkpoint.startswith((".", "/", "~")) or model.checkpoint.count("/") > 1:
+    if model.checkpoint.startswith((".", "/", "~")) or model.checkpoint.count("/") > 1 or os.path.exists(path):  # noqa: PTH110
         raise checkpoint_problem(model, "must be a folder or a hub id", "no such folder", "check the path")
     from huggingface_hub import snapshot_download
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -190,22 +191,30 @@ def _model_in(annotation: Any) -> Any:
     return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # the home folder of nobody
+        return Path(text)
+
+
 def _resolve(spec: StudySpec, base: Path) -> StudySpec:
     """Make paths absolute."""
 
     def at(text: str | None) -> str | None:
-        return text if text is None or "://" in text else str((base / Path(text).expanduser()).resolve())
+        return text if text is None or "://" in text else str((base / _expanded(text)).resolve())
+
+    def is_there(text: str) -> bool:  # os.path, unlike pathlib, takes a name that is too long for one that is not there
+        return os.path.exists(base / _expanded(text))  # noqa: PTH110
 
     def data_source(value: Any) -> Any:
         if not isinstance(value, str) or value.startswith(("builtin:", "memory:")) or "://" in value:
             return value
-        path = base / Path(value).expanduser()
         looks_like_hub = _HUB_ID.fullmatch(value) and not Path(value).suffix
-        return value if looks_like_hub and not path.exists() else at(value)
+        return value if looks_like_hub and not is_there(value) else at(value)
 
     def checkpoint(value: str) -> str:
-        path = base / Path(value).expanduser()
-        is_path = path.exists() or value.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(value)
+        is_path = is_there(value) or value.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(value)
         return str(at(value)) if is_path else value
 
     data = spec.task.data.model_copy(
@@ -230,10 +239,10 @@ def _resolve(spec: StudySpec, base: Path) -> StudySpec:
 
 def _check_spaces(data: Any, base: Path, problems: list[Problem]) -> None:
     """Add the problems of the space files that a study names."""
-    models = data.get("models")
-    search = data.get("search")
+    models, search = data.get("models"), data.get("search")
+    models = models if isinstance(models, list) else []
     named: list[tuple[Any, Any]] = [(search.get("space"), {})] if isinstance(search, dict) else []
-    named += [(m.get("space"), m.get("space_overrides", {})) for m in models or () if isinstance(m, dict)]
+    named += [(m.get("space"), m.get("space_overrides", {})) for m in models if isinstance(m, dict)]
     for space, overrides in named:
         if isinstance(space, str):
             try:

@@ -221,7 +221,7 @@ def _event(place: str, number: int, line: bytes, step: Step | None) -> Event:
     try:
         fields = step(fields) if step else fields
         t, s, kind = float(fields.pop("t")), float(fields.pop("s")), str(fields.pop("kind"))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise _damaged(place, number, "it is no event") from None
     del fields["n"]
     return Event(number, t, kind, fields, s)

@@ -15,7 +15,9 @@ from sweeper.engine.lanes import _guarded
 from sweeper.engine.messages import Dead, Failed, Leave, Measured, Moved, NextEpoch, Start, Started, Test
 
 TRIAL = TrialSpec(trial_id="t", number=0, model="m", params={}, seed=0, max_epochs=9)
-LOST = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:12672: Connection reset by peer"
+LOST = (
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:12672: Connection reset by peer"
+)
 
 
 class Fails:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.core.errors import InputError
+from sweeper.models.checkpoints import inspect
 from sweeper.spec.load import dump_study, load_study
 from sweeper.spec.space import load_space
 from sweeper.spec.yaml import parse_yaml
@@ -80,6 +81,21 @@ def test_paths_come_back_absolute_and_hub_ids_stay(tmp_path):
     assert spec.task.data.train == str(tmp_path / "train.csv")
     assert spec.storage_path == str(tmp_path / "results")
     assert spec.models[0].checkpoint == "org/bert"
+
+
+@pytest.mark.parametrize("name", ["org/" + 300 * "9", "~nobody-of-this-name/bert"])
+def test_a_name_that_no_file_can_have_is_a_name_of_nothing(tmp_path, name):
+    text = GOOD.replace("org/bert", name).replace("train.csv", name)
+    spec = load_study(write(tmp_path, text))
+    assert spec.models[0].checkpoint.endswith(name)
+    with pytest.raises(InputError, match="checkpoint"):
+        inspect(spec.models[0])
+
+
+@pytest.mark.parametrize("models", ["5", "true", "{a: b}"])
+def test_models_that_are_no_list_are_a_clear_error(tmp_path, models):
+    path = write(tmp_path, GOOD.split("models:")[0] + f"models: {models}\n")
+    assert "models" in problems(path)[0]
 
 
 def test_overrides_reach_lists_by_name_and_spaces(tmp_path):

@@ -197,6 +197,18 @@ def test_a_full_disk_cuts_the_half_line_back(tmp_path, monkeypatch):
     assert [e.payload.get("text") for e in Ledger.read(paths)] == [None, "before", "after"]
 
 
+def test_a_forged_time_that_no_clock_can_show_is_refused(tmp_path):
+    paths = ResultPaths(tmp_path)
+    with Ledger.open(paths) as ledger:
+        ledger.append("note", text="x")
+    first, second = paths.ledger.read_bytes().splitlines()
+    body = re.sub(rb'"t":[0-9.]+', b'"t":' + 400 * b"9", second.rpartition(b',"crc"')[0]) + b"}"
+    forged = body[:-1] + f',"crc":"{zlib.crc32(body):08x}"}}'.encode()
+    paths.ledger.write_bytes(first + b"\n" + forged + b"\n")
+    with pytest.raises(InputError, match="it is no event"):
+        Ledger.read(paths)
+
+
 def test_an_unknown_kind_of_event_is_refused(tmp_path):
     paths = ResultPaths(tmp_path)
     with Ledger.open(paths) as ledger:
