@@ -132,15 +132,18 @@ def effort(source: Source) -> list[dict[str, Any]]:
         )
     asked = source.manifest.content["search"]["num_trials"]
     for row in rows:
-        row["unequal"] = _unequal(row, asked)
+        row["unequal"] = _unequal(row, asked, source.manifest.search_ends.get(row["model"], ""))
     return rows
 
 
-def _unequal(row: dict[str, Any], asked: int) -> str:
-    """Say in which way a model got less than the plan gave every model; empty where it did not."""
+def _unequal(row: dict[str, Any], asked: int, ended: str) -> str:
+    """Say in which way a model got less than the plan gave every model; empty where it did not.
+
+    ``ended``: why its search ended early, empty where it did not.
+    """
     found = []
     if row["trials"] != asked:
-        found.append(f"{row['trials']} of {asked} trials")
+        found.append(f"{row['trials']} of {asked} trials" + (f" ({ended})" if ended else ""))
     if row["fail"]:
         found.append(f"{row['fail']} failed")
     if row["infeasible"]:

@@ -33,6 +33,8 @@ class Manifest:
         By model: ``model_type`` and ``licence`` of its checkpoint, as far as known.
     costs:
         By model: what using its confirmed checkpoint costs, see `sweeper.train.inference`.
+    search_ends:
+        By model whose search ended before its number of trials was reached: why.
     code:
         Fingerprint of sweeper's own source, and of a task's own module, with which the study began.
     imported:
@@ -52,6 +54,7 @@ class Manifest:
     notes: list[str] = field(default_factory=list)
     checkpoints: dict[str, dict[str, str]] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    search_ends: dict[str, str] = field(default_factory=dict)
     code: str = ""
     imported: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA

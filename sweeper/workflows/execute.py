@@ -28,7 +28,7 @@ from sweeper.workflows.export import write_best
 from sweeper.workflows.manifest import (
     changes,
     open_manifest,
-    record_costs,
+    record_findings,
     record_notes,
     record_openings,
     record_precision,
@@ -114,7 +114,7 @@ def execute(
         finally:
             write_tables(paths, state, study.objective)
         progress.phase("report")
-        record_costs(study, state)
+        record_findings(study, state)
         write_best(study, state)
         build_report(paths.root)
         notes = [text for text in tracking.finish() if text not in state.notes]

@@ -93,14 +93,19 @@ def record_openings(study: Study, state: StudyState) -> None:
     write_manifest(study.paths, manifest)
 
 
-def record_costs(study: Study, state: StudyState) -> None:
-    """Copy what using each confirmed model costs, and what the trivial answer scores, into the manifest."""
+def record_findings(study: Study, state: StudyState) -> None:
+    """Copy into the manifest what a report says beside the tables.
+
+    What using each confirmed model costs, what the trivial answer scores, and why a search ended early.
+    """
     costs = {state.trials[run].spec.model: dict(result.cost) for run, result in state.tested.items() if result.cost}
     manifest = read_manifest(study.paths)
     trivial = next((dict(result.baseline) for result in state.tested.values() if result.baseline), {})
-    if costs != manifest.costs or trivial != manifest.data.get("trivial", {}):
+    known = (manifest.costs, manifest.data.get("trivial", {}), manifest.search_ends)
+    if (costs, trivial, state.search_ends) != known:
         manifest.costs = costs
         manifest.data = {**manifest.data, "trivial": trivial}
+        manifest.search_ends = dict(state.search_ends)
         write_manifest(study.paths, manifest)
 
 

@@ -66,6 +66,18 @@ def test_the_report_says_what_was_unequal_and_where_a_range_ends(results):
     assert "Trivial baseline" in text
 
 
+def test_the_report_says_why_a_search_ended_early(tmp_path):
+    root = make_results(tmp_path / "early")
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["content"]["search"]["num_trials"] = 20
+    manifest["search_ends"] = {"good": "all 12 different configurations of the space were tried"}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    build_report(root)
+    for name in ("index.html", "report.md"):
+        shown = (root / "report" / name).read_text()
+        assert "12 of 20 trials (all 12 different configurations of the space were tried)" in shown
+
+
 def test_a_best_value_near_an_end_of_its_range_comes_with_a_wider_one(results):
     found = explain(read_source(results))["good"]
     assert found["boundaries"] == [

@@ -18,7 +18,7 @@ from sweeper.store.state import StudyState
 from sweeper.store.tables import write_tables
 from sweeper.workflows.book import Book
 from sweeper.workflows.execute import carry_out
-from sweeper.workflows.manifest import open_manifest, record_costs
+from sweeper.workflows.manifest import open_manifest, record_findings
 from sweeper.workflows.reproduce import reproduce
 from sweeper.workflows.study import provisional, settle, train_options
 
@@ -56,7 +56,7 @@ def results(tmp_path_factory):
         book = Book(ledger, state, study.objective, num_workers=1)
         carry_out(study, book, serve, lambda: False, 1, lambda _: None)
         write_tables(study.paths, state, study.objective)
-        record_costs(study, state)
+        record_findings(study, state)
     return study.paths.root
 
 
