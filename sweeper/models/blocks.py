@@ -48,6 +48,21 @@ class BlockLayout:
         """The number of blocks between embeddings and head."""
         return len(self.blocks)
 
+    def frozen_modules(self, module: nn.Module, trained: Collection[int]) -> list[nn.Module]:
+        """Return every module all of whose parts are in groups that are not ``trained``."""
+        frozen = {name: group not in trained for group, names in enumerate(self.modules) for name in names}
+        found: list[nn.Module] = []
+
+        def visit(name: str, part: nn.Module) -> bool:
+            parts = [visit(f"{name}.{key}" if name else key, child) for key, child in part.named_children()]
+            still = all(parts) and frozen.get(name, bool(parts))
+            if still:
+                found.append(part)
+            return still
+
+        visit("", module)
+        return found
+
 
 def find_blocks(model: nn.Module, override: str | None = None, head: Collection[str] | None = None) -> BlockLayout:
     """Group all parameters of ``model`` from embeddings to head.

@@ -122,7 +122,11 @@ def _drop_paths(model: Any) -> list[Any]:
 
 def _hidden(model: Any) -> list[nn.Dropout]:
     attention = {id(getattr(module, name)) for module, name in _attention(model)}
-    return [m for m in model.modules() if isinstance(m, nn.Dropout) and id(m) not in attention]
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and id(module) not in attention and ".lora_dropout." not in name
+    ]
 
 
 def _hidden_numbers(model: Any) -> list[Any]:

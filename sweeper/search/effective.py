@@ -61,10 +61,15 @@ def _without_idle(params: dict[str, Scalar], max_epochs: int) -> dict[str, Scala
             params["unfreezing"] = "full"
     if params["unfreezing"] in ("head_only", "gradual"):  # the head's rate is not decayed; ULMFiT has its own decay
         idle.add("layer_decay")
+    if params["lora_alpha"] is None:
+        params["lora_alpha"] = 2 * _number(params, "lora_rank")
+    if params["lora_learning_rate"] is None:
+        params["lora_learning_rate"] = params["learning_rate"]
     for schedule, names in (
         ("last_blocks", ("num_unfrozen_blocks",)),
         ("gradual", ("epochs_per_stage",)),
         ("head_then_full", ("head_fraction", "head_learning_rate")),
+        ("lora", ("lora_rank", "lora_alpha", "lora_dropout", "lora_learning_rate", "num_adapted_blocks")),
     ):
         if params["unfreezing"] != schedule:
             idle.update(names)

@@ -21,6 +21,7 @@ from sweeper.core.errors import DivergedError, InfeasibleError, MismatchError
 from sweeper.core.seeds import derive_seed
 from sweeper.core.selection import best_measurement
 from sweeper.core.trial import Measurement, TrialSpec
+from sweeper.models import adapters
 from sweeper.models.load import Pretrained
 from sweeper.tasks.base import Batch, Examples, LossOptions, Task
 from sweeper.train import checkpoint, parallel, sharding
@@ -33,6 +34,7 @@ from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
 from sweeper.train.options import TrainOptions
 from sweeper.train.readback import (
     check_batch_size,
+    check_lora,
     check_model,
     check_rates,
     check_reinitialised,
@@ -121,7 +123,12 @@ class TrainingRun(Iterator[Measurement]):
         self._best: checkpoint.State = {}
         self._threshold: float | None = None
         self._micro = options.micro_batch_size
-        self._stages = stages(self._settings, model.layout.num_blocks, trial.max_epochs)
+        self._stages = stages(
+            self._settings,
+            model.layout.num_blocks,
+            trial.max_epochs,
+            trains_head=adapters.trains_head(model.module),
+        )
         self._weights = self._balance_weights()
         self._optimizer: Any = None
         self._wrapped: Any = None
@@ -140,12 +147,16 @@ class TrainingRun(Iterator[Measurement]):
             )
         self._module: Any = model.instantiate(trial.seed, self._settings.dropouts, reinitialised)
         live_reinitialised = check_reinitialised(model, self._module, self._settings)
+        self._layout = model.layout
+        if (lora := self._settings.lora) is not None:
+            self._layout = adapters.attach(self._module, model.layout, lora, derive_seed(trial.seed, "adapters"))
         if options.gradient_checkpointing:
             sharding.checkpoint_activations(self._module)
         self._module = self._module if self._is_sharded else self._module.to(self._device)
         self.effective: dict[str, Any] = {
             "batch_size": max(len(rows) for rows in self._batches(0)),
             "dropouts": check_model(model, self._module, self._settings),
+            "lora": check_lora(self._module, self._settings),
             "max_epochs": trial.max_epochs,
             "total_steps": self._steps * trial.max_epochs,
             "lr_scheduler_type": self._settings.lr_scheduler_type,
@@ -258,7 +269,11 @@ class TrainingRun(Iterator[Measurement]):
     def save_best(self, folder: Path) -> None:
         """Write the best epoch's weights as a folder that ``from_pretrained`` loads."""
         assert self._best, "no epoch has been measured yet"
-        self._model.save(self._best, folder)
+        state = self._best
+        if self._settings.lora is not None:
+            adapters.save_adapter(self._module, state, self._layout, self._model.info.name, folder / adapters.FOLDER)
+            state = adapters.merged(self._module, state)
+        self._model.save(state, folder)
         write_threshold(folder, self._threshold)
 
     def close(self) -> None:
@@ -281,7 +296,7 @@ class TrainingRun(Iterator[Measurement]):
 
     def _set_up(self, stage: Stage, module: Any) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
         """Let a stage's groups train and build their optimizer; read both back and compare."""
-        layout = self._model.layout
+        layout = self._layout
         parameters = dict(module.named_parameters())
         for group, names in enumerate(layout.groups):
             for name in names:
@@ -295,7 +310,7 @@ class TrainingRun(Iterator[Measurement]):
         """Begin a stage; parameters that went on training keep their moments."""
         optimizer, live = self._set_up(stage, self._module)
         if self._is_sharded:
-            sharded = sharding.shard(self._module, self._model.layout, self._device)
+            sharded = sharding.shard(self._module, self._layout, self._device)
             optimizer, live = self._set_up(stage, sharded)
         check_same_stage(self.effective["stages"][self._stages.index(stage)], live)
         if self._optimizer is not None and self._is_sharded:
@@ -304,7 +319,7 @@ class TrainingRun(Iterator[Measurement]):
             carry_state(self._optimizer, optimizer)
         self._stage, self._optimizer = stage, optimizer
         self._wrapped = sharded if self._is_sharded else parallel.wrap(self._module, self._device)
-        self._frozen = _frozen_modules(self._live, self._model.layout, stage)
+        self._frozen = self._layout.frozen_modules(self._live, stage.rates)
         with self._measure("cache"):
             self._serve_train, self._serve_validation = self._serve("train"), self._serve("validation")
 
@@ -484,19 +499,3 @@ class TrainingRun(Iterator[Measurement]):
 
     def _losses(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         return self._task.loss(outputs, targets.to(self._device), self._loss_options)
-
-
-def _frozen_modules(module: torch.nn.Module, layout: Any, stage: Stage) -> list[torch.nn.Module]:
-    """Return every module all of whose parts are frozen: they run in evaluation mode."""
-    frozen = {name: group not in stage.rates for group, names in enumerate(layout.modules) for name in names}
-    found: list[torch.nn.Module] = []
-
-    def visit(name: str, part: torch.nn.Module) -> bool:
-        parts = [visit(f"{name}.{key}" if name else key, child) for key, child in part.named_children()]
-        still = all(parts) and frozen.get(name, bool(parts))
-        if still:
-            found.append(part)
-        return still
-
-    visit("", module)
-    return found

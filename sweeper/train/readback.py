@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sweeper.core.errors import MismatchError
+from sweeper.models import adapters
 from sweeper.models.blocks import BlockLayout
 from sweeper.models.load import Pretrained
 from sweeper.train.settings import Settings
@@ -94,6 +95,22 @@ def check_model(model: Pretrained, module: nn.Module, settings: Settings) -> dic
     for kind, rate in settings.dropouts.items():
         if any(not math.isclose(value, rate, rel_tol=1e-9, abs_tol=1e-12) for value in live.get(kind, [math.nan])):
             raise MismatchError(f"{kind}: asked {rate}, runs {live.get(kind)}")
+    return live
+
+
+def check_lora(module: nn.Module, settings: Settings) -> dict[str, Any]:
+    """Compare the live adapters with those asked and return them; empty where none are.
+
+    Raises
+    ------
+    MismatchError
+        Naming the first difference.
+    """
+    asked, live = settings.lora, adapters.read(module)
+    _same("adapters", asked is not None, bool(live))
+    for key in ("rank", "alpha", "dropout") if asked is not None else ():
+        if not isinstance(live[key], int | float) or not math.isclose(live[key], getattr(asked, key), rel_tol=1e-9):
+            raise MismatchError(f"lora_{key}: asked {getattr(asked, key)}, runs {live[key]}")
     return live
 
 

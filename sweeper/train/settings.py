@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from sweeper.core.errors import InfeasibleError
+from sweeper.core.lora import Lora
 from sweeper.core.space import Params
 
-UNFREEZING = ("full", "head_only", "last_blocks", "gradual", "head_then_full")
+UNFREEZING = ("full", "head_only", "last_blocks", "gradual", "head_then_full", "lora")
 LR_SCHEDULES = ("linear", "cosine", "slanted_triangular", "constant")
 OPTIMIZERS = ("adamw", "sgd")
 BALANCES = ("none", "class-weights", "sampler")
@@ -27,6 +28,9 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "layer_decay": (0, 1),
     "head_fraction": (0, 1),
     "head_learning_rate": (0, 100),
+    "lora_alpha": (0, 1e6),
+    "lora_dropout": (0, 0.99),
+    "lora_learning_rate": (0, 100),
     "focal_gamma": (0, 10),
     "random_crop": (0, 0.5),
     "horizontal_flip": (0, 1),
@@ -39,6 +43,8 @@ LEAST: Mapping[str, int] = {
     "batch_size": 1,
     "num_unfrozen_blocks": 1,
     "epochs_per_stage": 1,
+    "lora_rank": 1,
+    "num_adapted_blocks": 1,
     "patience": 1,
     "num_reinitialised_blocks": 0,
 }
@@ -53,6 +59,10 @@ class Settings:
     None follows the study's. ``patience`` counts epochs without a better validation score after which the weights stay
     as they are. ``random_crop`` is the largest shift as a share of the side; ``horizontal_flip`` and ``token_dropout``
     are probabilities; ``mixup_alpha`` and ``cutmix_alpha`` are Beta parameters, 0 for off.
+
+    With ``unfreezing`` ``lora`` the blocks stay frozen and adapters beside them train: ``lora_rank``, ``lora_alpha``
+    and ``lora_dropout`` are peft's (an alpha of None is twice the rank), ``lora_learning_rate`` is the adapters' own
+    rate (None: ``learning_rate``), and ``num_adapted_blocks`` counts the blocks that get them from the top (None: all).
     """
 
     learning_rate: float = 2e-5
@@ -73,6 +83,11 @@ class Settings:
     epochs_per_stage: int = 1
     head_fraction: float = 0.25
     head_learning_rate: float | None = None
+    lora_rank: int = 8
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    lora_learning_rate: float | None = None
+    num_adapted_blocks: int | None = None
     num_reinitialised_blocks: int = 0
     balance: str | None = None
     focal_gamma: float = 0.0
@@ -107,7 +122,7 @@ class Settings:
                 raise InfeasibleError(f"{name}: must be a number from {low} to {high}, got {value!r}")
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if name == "patience" and value is None:
+            if name in ("patience", "num_adapted_blocks") and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InfeasibleError(f"{name}: must be a whole number of at least {least}, got {value!r}")
@@ -120,6 +135,17 @@ class Settings:
                 raise InfeasibleError(f"{name}: must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.balance is not None and self.balance not in BALANCES:
             raise InfeasibleError(f"balance: must be one of {', '.join(BALANCES)}, got {self.balance!r}")
+        if self.unfreezing == "lora" and self.num_reinitialised_blocks:
+            rule = "blocks drawn anew must train, and beside adapters they do not"
+            raise InfeasibleError(f"num_reinitialised_blocks: {rule}, got {self.num_reinitialised_blocks}")
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters that are asked for, if any."""
+        if self.unfreezing != "lora":
+            return None
+        alpha = 2.0 * self.lora_rank if self.lora_alpha is None else float(self.lora_alpha)
+        return Lora(rank=self.lora_rank, alpha=alpha, dropout=self.lora_dropout, num_blocks=self.num_adapted_blocks)
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Refuse settings that a task cannot act on, unless they are off.

@@ -34,11 +34,16 @@ class Stage:
         return min(self.rates)
 
 
-def stages(settings: Settings, num_blocks: int, max_epochs: int) -> tuple[Stage, ...]:
+def stages(settings: Settings, num_blocks: int, max_epochs: int, *, trains_head: bool = True) -> tuple[Stage, ...]:
     """Return the stages of a trial, the first at epoch 0, each trainable group with its peak rate.
 
     Layer-wise decay multiplies the rate by ``layer_decay ** (n + 2 - group)``, 1 for the head: d squared for the top
     block, d ** (n + 2) for the embeddings (ELECTRA, Clark et al. 2020, its published code).
+
+    Parameters
+    ----------
+    trains_head:
+        Whether the head trains where the blocks only get adapters.
 
     Raises
     ------
@@ -60,6 +65,11 @@ def stages(settings: Settings, num_blocks: int, max_epochs: int) -> tuple[Stage,
                 )
             lowest = head - settings.num_unfrozen_blocks
             return (Stage(0, {group: value for group, value in decayed.items() if group >= lowest}),)
+        case "lora":
+            own = rate if settings.lora_learning_rate is None else settings.lora_learning_rate
+            lowest = head - min(settings.num_adapted_blocks or num_blocks, num_blocks)
+            adapted = {group: own * settings.layer_decay ** (head + 1 - group) for group in range(lowest, head)}
+            return (Stage(0, adapted | ({head: rate} if trains_head else {})),)
         case "gradual":
             return _gradual(settings, head, max_epochs)
         case _:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
             spaces[model.name] = _space(spec, model, infos[model.name].model_type, wanted)
         except InputError as error:
             problems.extend(error.problems)
+    problems.extend(_without_peft(spaces))
     start = Start()
     try:
         start = make_start(spec.search, spaces) if len(spaces) == len(spec.models) else start
@@ -153,6 +155,19 @@ def _space(spec: StudySpec, model: ModelSpec, model_type: str, wanted: Mapping[s
         return load_space(own, model.space_overrides)
     preset = preset_path(model_type, spec.task.type, wanted["kind"])
     return load_space(preset, model.space_overrides, without=not_applicable(**wanted))
+
+
+def _without_peft(spaces: Mapping[str, SearchSpace]) -> list[Problem]:
+    """Return a problem for each model whose space asks for adapters where peft is not installed."""
+    if find_spec("peft") is not None:
+        return []
+    remedy = "install the extra: pip install 'fairsweep[lora]'"
+    return [
+        Problem(f"models.{model} unfreezing", "lora needs peft", "not installed", remedy)
+        for model, space in spaces.items()
+        for parameter in space
+        if parameter.name == "unfreezing" and parameter.contains("lora")
+    ]
 
 
 def _refuse_useless(task: Task, spaces: Mapping[str, SearchSpace]) -> None:

@@ -130,13 +130,24 @@ def test_training_lowers_the_perplexity_and_exact_match_is_what_greedy_decoding_
     assert bench.task.baseline(np.array(["a", "b", "b"]), np.array(["b", "a"])) == {"exact_match": 0.5}
 
 
-def test_a_decoder_resumes_bit_for_bit(bench, tmp_path):
-    options = {"unfreezing": "last_blocks", "num_unfrozen_blocks": 2, "dropout": 0.1, "token_dropout": 0.1}
+@pytest.mark.parametrize("schedule", [{"unfreezing": "last_blocks", "num_unfrozen_blocks": 2}, {"unfreezing": "lora"}])
+def test_a_decoder_resumes_bit_for_bit(bench, tmp_path, schedule):
+    options = {**schedule, "dropout": 0.1, "token_dropout": 0.1}
     whole = [(m.train_loss, dict(m.metrics)) for m in bench.run(**options)]
     first = bench.run(**options)
     head = [next(first) for _ in range(2)]
     first.save_snapshot(tmp_path)
     assert [(m.train_loss, dict(m.metrics)) for m in [*head, *bench.run(resume=tmp_path, **options)]] == whole
+
+
+def test_adapters_leave_the_vocabulary_alone_and_merge(bench, tmp_path):
+    run = bench.run(unfreezing="lora", lora_rank=4)
+    best = min(run, key=lambda m: m.metrics["perplexity"])
+    assert run.effective["stages"][0]["trainable_groups"] == [1, 2, 3]
+    assert best.metrics["perplexity"] < run.measurements[0].metrics["perplexity"]
+    run.save_best(tmp_path)
+    found = predict(bench.model, tmp_path, bench.task, bench.splits["validation"], TrainOptions())
+    assert found.scores == pytest.approx(best.metrics, rel=1e-5)
 
 
 def test_the_preset_runs_and_class_remedies_are_refused(bench):

@@ -30,6 +30,7 @@ SCHEDULES = {
     "last_blocks": {"num_unfrozen_blocks": 1},
     "gradual": {"epochs_per_stage": 1},
     "head_then_full": {"head_fraction": 0.5},
+    "lora": {"num_adapted_blocks": 1, "lora_rank": 2},
 }
 
 

@@ -24,6 +24,7 @@ SCHEDULES = {
     "last_blocks": {"num_unfrozen_blocks": 2},
     "gradual": {"epochs_per_stage": 1},
     "head_then_full": {"head_fraction": 0.5, "head_learning_rate": 1e-2},
+    "lora": {"lora_rank": 2, "lora_dropout": 0.1, "num_adapted_blocks": 2},
 }
 
 
@@ -67,7 +68,7 @@ def test_exactly_the_trainable_groups_move(bench, unfreezing):
     before = {name: tensor.clone() for name, tensor in run._module.state_dict().items()}
     next(run)
     trainable = run.effective["stages"][0]["trainable_groups"]
-    for group, names in enumerate(bench["vit"].model.layout.groups):
+    for group, names in enumerate(run._layout.groups):
         moved = [not torch.equal(before[name], run._module.state_dict()[name]) for name in names]
         assert any(moved) == (group in trainable), (group, names)
 
