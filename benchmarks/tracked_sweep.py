@@ -35,9 +35,17 @@ sys.path[:0] = [str(HOME / "tests"), str(HOME / "tests" / "track"), str(HOME)]
 KEY = "0badc0de" * 5
 HOOK = """
 import os, sys
+def imported(name):
+    # libraries ask whether wandb is installed (importlib.util.find_spec); that is no import
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_find_and_load" and frame.f_locals.get("name") == name:
+            return True
+        frame = frame.f_back
+    return False
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "wandb":
+        if name == "wandb" and imported(name):
             with open(os.environ["IMPORTS_LOG"], "a") as log:
                 log.write(" ".join(open(f"/proc/{os.getpid()}/cmdline").read().split("\\0"))[:200] + "\\n")
 sys.meta_path.insert(0, Finder())
@@ -99,6 +107,7 @@ def check(folder: Path, checkpoints: dict[str, Path], kills: int, seed: int) -> 
         if driver.wait() == 0:
             break
         assert driver.returncode == -signal.SIGKILL, (folder / "output.txt").read_text()
+    assert killed == kills, f"the study ended after {killed} kills: choose another --seed"
     output = (folder / "output.txt").read_text()
     assert f"wandb sync {paths.wandb}" in output, output
     found = compare(paths)
