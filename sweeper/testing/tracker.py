@@ -121,6 +121,12 @@ class TrackerConformance(ABC):
         self._session(tmp_path, [confirmation(tested=False), confirmation(tested=True)])
         assert self.epochs(tmp_path) == {"bert-tuned-c00": [1, 2, 3]}
 
+    def test_a_trial_that_is_found_to_be_the_best_stays_one_run(self, tmp_path: Path) -> None:
+        """What makes it the best is known when all have ended, long after the trial itself was told as final."""
+        life = life_of(0, TrialState.COMPLETE)
+        self._session(tmp_path, [*life, replace(life[-1], found_by="bert-t0000")], report=True)
+        assert self.epochs(tmp_path) == {"bert-t0000": [1, 2, 3]}
+
     def test_a_study_without_trials_is_fine(self, tmp_path: Path) -> None:
         """Nothing was asked yet, or only asked."""
         self._session(tmp_path, [])

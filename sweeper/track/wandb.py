@@ -33,9 +33,10 @@ from sweeper.track.wandb_content import (
     study_content,
     trial_content,
 )
-from sweeper.track.wandb_files import RunFile, read_run_file, run_files
+from sweeper.track.wandb_files import RunFile, read_run_file, run_files, run_states
 from sweeper.track.wandb_report import log_artifacts, log_lineage, media
 from sweeper.track.wandb_workspace import WorkspaceSaver
+from sweeper.track.wandb_writer import Common, remove_partial, write_run_file
 
 MODES = ("online", "offline", "disabled", "shared")
 INIT_SECONDS = 15.0
@@ -117,6 +118,7 @@ class WandbTracker:
         self._mode = mode
         self._study: StudyInfo | None = None
         self._wandb: Any = None
+        self._common: Common
         self._files: dict[str, list[RunFile]] = {}
         self._open: dict[str, _OpenRun] = {}
         self._done: dict[str, str] = {}
@@ -148,6 +150,16 @@ class WandbTracker:
             raise TrackingError(f"wandb cannot be imported: {error}") from None
         self._wandb = wandb
         wandb.setup(self._settings())  # once: given to every run again, they would be half the cost of a run
+        objective, settings = study.objective, wandb.setup().settings
+        self._common = Common(
+            group=study.name,
+            project=self._options.project or settings.project or "uncategorized",
+            entity=self._options.entity or settings.entity or "",
+            notes=self._options.notes or settings.run_notes or "",
+            metric=objective.metric,
+            goal="max" if objective.goal == "maximize" else "min",
+        )
+        remove_partial(self.folder)
         for home in self.folder.glob("run-*"):
             if not (home / _BEGAN).exists():
                 shutil.rmtree(home, ignore_errors=True)  # a server was asked and never answered: it has no rows
@@ -216,6 +228,10 @@ class WandbTracker:
                 shutil.rmtree(file.path.parent, ignore_errors=True)
                 files.remove(file)
             known = _steps(files)
+            if report is None and not (content.logs or content.uses):  # no media, no artifacts: no client is needed
+                path = write_run_file(self.folder, content, self._common, known=known, online=False)
+                self._remember(path, content)
+                return
         open_run = self._open.get(run_id) or self._begin(content, known)
         self._log(open_run, content)
         if not content.is_final:
@@ -229,6 +245,8 @@ class WandbTracker:
             log_lineage(self._wandb, open_run.run, content)
         self._summarise(open_run, content)
         self._finish(run_id, content.exit_code, digest)
+        if not self.is_online:
+            self._remember(Path(open_run.run.dir).parent / f"run-{run_id}.wandb", content)
 
     def _settings(self) -> Any:
         """Return what is the same for every run: no side effects on this machine, bounded waits."""
@@ -288,12 +306,10 @@ class WandbTracker:
             raise TrackingError(redact(f"W&B could not begin run {content.name}: {_first_line(error)}")) from None
         (Path(run.dir).parent / _BEGAN).touch()
         step = "trials_ended" if is_study else "epoch"
-        metric = self._study.objective.metric
         run.define_metric(step)
         run.define_metric("*", step_metric=step)
         if not is_study:
-            best = "max" if self._study.objective.goal == "maximize" else "min"
-            run.define_metric(metric, step_metric=step, summary=best)
+            run.define_metric(self._common.metric, step_metric=step, summary=self._common.goal)
         known |= set(range(int(run.starting_step))) if self._mode == "online" else set()
         open_run = self._open[content.run_id] = _OpenRun(run, known, content.tags, content.config)
         return open_run
@@ -308,6 +324,14 @@ class WandbTracker:
         if open_run.config != content.config:
             open_run.run.config.update(dict(content.config), allow_val_change=True)
             open_run.config = content.config
+
+    def _remember(self, path: Path, content: RunContent) -> None:
+        """Know a file that this process wrote, as if it had been there before: its run may change once more."""
+        rows = [{"_step": step} for step in content.rows]
+        summary = {CONTENT_KEY: content.digest}
+        file = RunFile(path, content.run_id, finished=True, rows=rows, summary=summary)
+        self._files.setdefault(content.run_id, []).append(file)
+        self._done[content.run_id] = content.digest
 
     def _log_row(self, open_run: _OpenRun, step: int, row: Mapping[str, Any]) -> None:
         if self._mode == "shared":
@@ -359,7 +383,7 @@ class WandbTracker:
     def _message(self) -> str:
         """Say what is not on a server yet, and the command that brings it there."""
         assert self._study is not None, "open_study comes first"
-        found = run_files(self.folder)
+        found = run_states(self.folder)
         offline = {f.run_id for f in found if not f.online and not f.synced}
         synced = {f.run_id for f in found if f.synced}
         cut = {f.run_id for f in found if f.online} - synced - offline

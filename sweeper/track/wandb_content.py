@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -57,6 +58,8 @@ class RunContent:
     config: Mapping[str, Any]
     rows: Mapping[int, Mapping[str, Any]]
     summary: Mapping[str, Any]
+    began: float = 0.0
+    """When it started, in seconds since the epoch; no part of the digest."""
     exit_code: int = 0
     is_final: bool = True
     logs: Sequence[Configuration] = ()
@@ -88,6 +91,7 @@ def trial_content(study: StudyInfo, trial: TrackedTrial, options: WandbOptions) 
         config=trial_config(study, trial),
         rows=trial_rows(trial),
         summary=trial_summary(study, trial),
+        began=trial.record.started_at or time.time(),
         exit_code=1 if bad else 0,
         is_final=state.is_final,
         logs=configuration if trial.is_best else (),

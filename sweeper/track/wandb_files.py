@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_HEADER_BYTES = 7
-_BLOCK_BYTES = 32 * 1024
-_CHUNK = struct.Struct("<IHB")  # checksum, length, type
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+HEADER = b":W&B\xe1\xbe\x00"
+BLOCK_BYTES = 32 * 1024
+CHUNK = struct.Struct("<IHB")  # checksum, length, type
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 @dataclass
@@ -28,8 +28,6 @@ class RunFile:
     ----------
     online:
         Written by a run that talked to a server: the server may hold any part of it.
-    synced:
-        W&B's own marker beside the file: the server holds all of it.
     finished:
         The run was ended in order; else the process died.
     rows:
@@ -39,7 +37,6 @@ class RunFile:
     path: Path
     run_id: str = ""
     online: bool = False
-    synced: bool = False
     finished: bool = False
     exit_code: int = 0
     name: str = ""
@@ -57,10 +54,18 @@ class RunFile:
     metrics: dict[str, tuple[str, str]] = field(default_factory=dict)
     """By name or pattern what was defined of a metric: its step, and ``max``, ``min`` or nothing."""
 
+    @property
+    def synced(self) -> bool:
+        """Whether W&B's own marker stands beside the file: the server holds all of it. A user may sync at any time."""
+        return self._marker.exists()
+
     def mark_synced(self) -> None:
         """Set W&B's own marker, so that ``wandb sync`` leaves the file alone."""
-        self.path.with_name(self.path.name + ".synced").touch()
-        self.synced = True
+        self._marker.touch()
+
+    @property
+    def _marker(self) -> Path:
+        return self.path.with_name(self.path.name + ".synced")
 
 
 def run_files(folder: Path, run_id: str | None = None) -> list[RunFile]:
@@ -73,17 +78,25 @@ def run_files(folder: Path, run_id: str | None = None) -> list[RunFile]:
     return found
 
 
+def run_states(folder: Path) -> list[RunFile]:
+    """Return what the names alone say of the ``wandb`` folder: ids, online or not, synced or not."""
+    paths = sorted(path for path in folder.glob("*run-*-*/run-*.wandb") if not path.parent.is_symlink())
+    return [_named(path) for path in paths]
+
+
 def read_run_file(path: Path) -> RunFile:
     """Read one file as far as it is whole."""
     from wandb.proto import wandb_internal_pb2 as pb
 
-    marker = path.with_name(path.name + ".synced")
-    run = RunFile(path, online=not path.parent.name.startswith("offline-"), synced=marker.exists())
-    run.run_id = path.stem.removeprefix("run-")
+    run = _named(path)
     for data in _records(path.read_bytes()):
         record = pb.Record.FromString(data)  # type: ignore[attr-defined]
         _fold(run, record)
     return run
+
+
+def _named(path: Path) -> RunFile:
+    return RunFile(path, path.stem.removeprefix("run-"), online=not path.parent.name.startswith("offline-"))
 
 
 def _fold(run: RunFile, record: Any) -> None:
@@ -138,18 +151,18 @@ def _value(item: Any) -> Any:
 
 def _records(content: bytes) -> Iterator[bytes]:
     """Put the chunks together; ends at the first thing that is not whole."""
-    at, parts = _HEADER_BYTES, b""
+    at, parts = len(HEADER), b""
     while True:
-        left = _BLOCK_BYTES - at % _BLOCK_BYTES
-        if left < _CHUNK.size:
+        left = BLOCK_BYTES - at % BLOCK_BYTES
+        if left < CHUNK.size:
             at += left
-        if at + _CHUNK.size > len(content):
+        if at + CHUNK.size > len(content):
             return
-        _, length, kind = _CHUNK.unpack_from(content, at)
-        at += _CHUNK.size
-        if kind not in (_FULL, _FIRST, _MIDDLE, _LAST) or at + length > len(content):
+        _, length, kind = CHUNK.unpack_from(content, at)
+        at += CHUNK.size
+        if kind not in (FULL, FIRST, MIDDLE, LAST) or at + length > len(content):
             return
-        parts = content[at : at + length] if kind in (_FULL, _FIRST) else parts + content[at : at + length]
+        parts = content[at : at + length] if kind in (FULL, FIRST) else parts + content[at : at + length]
         at += length
-        if kind in (_FULL, _LAST):
+        if kind in (FULL, LAST):
             yield parts

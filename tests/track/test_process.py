@@ -201,7 +201,7 @@ def test_after_a_kill_at_any_moment_every_epoch_is_there_once(tmp_path, victim):
 
 def test_the_tracking_process_and_its_client_end_with_the_driver(tmp_path):
     paths = studies.prepare(tmp_path / "demo")
-    driver, tracker = drive(paths.root, num_trials=4, pause=0.2)
+    driver, tracker = drive(paths.root, num_trials=4, pause=0.1)  # the client is needed from the winners' lineage on
     until = time.monotonic() + 20
     while not (clients := children(tracker)) and time.monotonic() < until:
         time.sleep(0.05)
