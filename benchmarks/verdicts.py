@@ -109,7 +109,7 @@ def coverage_of_bands(rng: np.random.Generator, count: int) -> float:
     """Return how often a tuning curve's band holds at all budgets at once."""
     n = np.arange(1, 65)
     truth = 0.5 ** (1 / n)  # the median of the best of n uniform draws
-    bands = (stats.tuning_curve_band(rng.random(64), 0.95, n, "simulated") for _ in range(count))
+    bands = (stats.tuning_curve_band(rng.random(64), 0.95, n, "exact") for _ in range(count))
     return float(np.mean([((low <= truth) & (truth <= high)).all() for low, _, high in bands]))
 
 

@@ -97,7 +97,7 @@ def caveats(source: Source) -> list[str]:
 
 def _model(source: Source, model: str, scores: NDArray[np.float64], sign: float) -> dict[str, Any]:
     n = budgets(len(scores))
-    method = "ld_highest_density" if len(scores) <= _OPDA_TRIALS else "simulated"
+    method = "ld_highest_density" if len(scores) <= _OPDA_TRIALS else "exact"
     low, middle, high = tuning_curve_band(scores, CONFIDENCE, n, method)  # type: ignore[arg-type]
     if sign < 0:
         low, high = high, low

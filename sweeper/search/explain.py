@@ -22,7 +22,7 @@ from sweeper.search.samplers import distribution
 
 MIN_COMPLETE = 50  # PED-ANOVA wants at least five trials above its quantile of .1 (Optuna's documentation)
 MIN_RELIABILITY = 0.5  # rank correlation below which a forest's predictions are not worth a figure
-NUM_TREES = 200
+NUM_TREES = 100
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,18 @@ def ablation(
     if not reliability >= MIN_RELIABILITY:
         return None
 
-    def predict(params: Params) -> float:
-        return float(forest.predict(features([params]))[0])
+    def predict(configurations: Sequence[Params]) -> list[float]:
+        rows = features(configurations).astype(np.float32)  # each tree by itself: the forest's own way costs 50 times more
+        predicted: list[float] = np.mean(
+            [tree.predict(rows, check_input=False) for tree in forest.estimators_], axis=0
+        ).tolist()
+        return predicted
 
     current = dict(default.params)
-    loss = start = predict(current)
+    loss = start = predict([current])[0]
     flips: list[Flip] = []
     while options := _flips(space, current, best.params):
-        name = min(options, key=lambda name: (predict(options[name]), name))
-        after = predict(options[name])
+        after, name = min(zip(predict(list(options.values())), options, strict=True))
         flips.append(Flip(name, current.get(name), options[name].get(name), objective.loss(after), loss - after))
         current, loss = options[name], after
     return Ablation(
