@@ -263,7 +263,13 @@ def import_(
     kind: Annotated[str, typer.Option("--as", help="optuna | wandb | ray | csv | parquet | jsonl")],
     output: Annotated[Path, typer.Option("--output", "-o", help="a new or empty folder")],
     mapping: Annotated[
-        list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="such as value=val_f1; may be repeated")
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="FIELD=COLUMN",
+            help="where the guess is wrong: model, value (validation), test, trial_id, epoch, seed, params, "
+            "metric=NAME; may be repeated",
+        ),
     ] = None,
     where: Annotated[
         list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="only these rows; may be repeated")
@@ -271,7 +277,7 @@ def import_(
     goal: Annotated[str | None, typer.Option(help="maximize | minimize; left out: from the metric's name")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn trials that another tool ran into a result folder, and report what they allow to say."""
+    """Turn trials that another tool ran into a result folder, and report what they allow to say (docs/import.md)."""
     from sweeper.workflows.importing import import_results
 
     if goal not in (None, "maximize", "minimize"):
@@ -286,9 +292,8 @@ def import_(
         found |= {"num_trials": done.num_trials, "num_confirmations": done.num_confirmations, "leaderboard": board}
         typer.echo(json.dumps(found | {"winner": curves["winner"], "leads": curves["leads"]}, indent=2))
         return
-    chosen = "imported trials: test score of the one that validation chose; no fresh seeds"
-    _print_leaderboard(board, None if done.num_confirmations else chosen)
-    for sentence in curves["sentences"]:
+    _print_leaderboard(board)
+    for sentence in (*curves["sentences"], *curves["caveats"]):
         typer.echo(sentence)
     typer.echo(f"report: {output / 'report' / 'index.html'}")
 
@@ -435,19 +440,44 @@ def _readable(study: str) -> ResultPaths:
     return readable(_results(study))
 
 
-def _print_leaderboard(entries: list[dict[str, Any]], title: str | None = None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    title = title or "test split, mean of the confirmation seeds [95% interval]"
-    table = Table(title=title, title_justify="left")
-    for header in ("rank", "model", "tuned", "default", "trials", "device-seconds", "verdicts"):
-        table.add_column(header, justify="right" if header in ("rank", "trials", "device-seconds") else "left")
+def _print_leaderboard(entries: list[dict[str, Any]]) -> None:
+    if not any(entry["tuned"]["seeds"] for entry in entries) and any(
+        entry["validation"] is not None for entry in entries
+    ):
+        _print_chosen(entries)
+        return
+    headers = ("rank", "model", "tuned", "default", "trials", "device-seconds", "verdicts")
+    rows = []
     for entry in entries:
         verdicts = "; ".join(f"{v['verdict']} {v['other']}" for v in entry["verdicts"])
         cells = [_interval(entry[config]) for config in ("tuned", "default")]
         numbers = [str(entry["num_trials"]), f"{entry['device_seconds']:.0f}"]
-        table.add_row(str(entry["rank"]), entry["model"], *cells, *numbers, verdicts)
+        rows.append([str(entry["rank"]), entry["model"], *cells, *numbers, verdicts])
+    _print_table("test split, mean of the confirmation seeds [95% interval]", headers, rows)
+
+
+def _print_chosen(entries: list[dict[str, Any]]) -> None:
+    """Print models without confirmation runs, imported ones mostly: each one's trial that validation chose."""
+    tested = any(entry["tuned"]["mean"] is not None for entry in entries)
+    headers = ("rank", "model", "best validation", *(["its test"] if tested else []), "trials")
+    rows = []
+    for entry in entries:
+        value = entry["validation"]
+        cells = [f"{value:.4f}" if value is not None else "-", *([_interval(entry["tuned"])] if tested else [])]
+        rows.append([str(entry["rank"]), entry["model"], *cells, str(entry["num_trials"])])
+    ranked = "test score of the trial that validation chose" if tested else "best validation score, for want of a test"
+    _print_table(f"no confirmation runs: ranked by the {ranked}; no claim follows", headers, rows)
+
+
+def _print_table(title: str, headers: Sequence[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for header in headers:
+        table.add_column(header, justify="right" if header in ("rank", "trials", "device-seconds") else "left")
+    for row in rows:
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 140, markup=False).print(table)
 
 

@@ -26,7 +26,8 @@ def tuning_curves(source: Source) -> dict[str, Any]:
     By model: the numbers of trials ``n``, ``expected_best`` (``v``: Dodge et al. 2019; ``u``: Tang et al. 2020), the
     ``band`` of the median best score (exact for independent draws; None where unbounded), ``expected_test`` of the
     validation-chosen trial where trials have test scores. Then ``winner`` and ``leads`` at budgets that all models have
-    completed, by V, ``sentences`` that name them, and ``caveats``.
+    completed, by V (``leads_test``: by ``expected_test``, empty without it), ``sentences`` that name them, and
+    ``caveats``.
     """
     sign = source.sign
     complete = {model: source.complete(model) for model in source.models}
@@ -43,6 +44,7 @@ def tuning_curves(source: Source) -> dict[str, Any]:
         "winner": None,
         "leads": [],
         "leads_u": [],
+        "leads_test": [],
         "caveats": caveats(source),
     }
     if scores:
@@ -62,6 +64,10 @@ def tuning_curves(source: Source) -> dict[str, Any]:
         }
         found["leads"] = [asdict(lead) for lead in by_v]
         found["leads_u"] = [asdict(lead) for lead in leads(unbiased, n)]
+        on_test = {model: entry["expected_test"] for model, entry in found["models"].items()}
+        if all(curve is not None for curve in on_test.values()):
+            on_test = {model: sign * np.array(curve[: len(n)]) for model, curve in on_test.items()}
+            found["leads_test"] = [asdict(lead) for lead in leads(on_test, n)]
         found["sentences"] = _sentences(source, found, by_v)
     else:
         found["sentences"] = ["No trial has completed: there is no tuning curve."]
@@ -92,6 +98,10 @@ def caveats(source: Source) -> list[str]:
         found.append(
             f"Only completed trials enter the curves; pruned, failed or infeasible ones are left out: {counts}."
         )
+    untested = {m: sum(t.get("test_value") is None for t in source.complete(m)) for m in source.models}
+    if source.imported and any(untested[m] < len(source.complete(m)) for m in source.models) and any(untested.values()):
+        counts = ", ".join(f"{model} {count}" for model, count in untested.items() if count)
+        found.append(f"Completed trials without a test score, which keep a model without its curve on test: {counts}.")
     return found
 
 
@@ -151,19 +161,35 @@ def _sentences(source: Source, found: dict[str, Any], by_v: list[Lead]) -> list[
             f"{winner['expected_best']:.5g} (against {others})."
         )
     ]
-    if len(by_v) == 1:
-        lines.append(f"{by_v[0].model} leads at every budget from 1 to {winner['num_trials']} trials: no curves cross.")
-    else:
-        spans = [f"below {by_v[1].first} trials {by_v[0].model} leads"]
-        spans += [f"from {lead.first} to {lead.last} trials {lead.model} leads" for lead in by_v[1:-1]]
-        spans.append(f"from {by_v[-1].first} trials on {by_v[-1].model} leads")
-        lines.append(f"Crossing budgets: {'; '.join(spans)}.")
+    lines.append(_spans(by_v))
+    if found["leads_test"]:
+        lines.append(_on_test(source, found, [Lead(**lead) for lead in found["leads_test"]]))
     for model, at in winner["ahead_by_band"].items():
         lines.append(_apart(winner["model"], model, at))
     for model, at in winner["behind_by_band"].items():
         if at:
             lines.append(_apart(model, winner["model"], at))
     return lines
+
+
+def _spans(found: list[Lead]) -> str:
+    if len(found) == 1:
+        return f"{found[0].model} leads at every budget from 1 to {found[0].last} trials: no curves cross."
+    spans = [f"below {found[1].first} trials {found[0].model} leads"]
+    spans += [f"from {lead.first} to {lead.last} trials {lead.model} leads" for lead in found[1:-1]]
+    spans.append(f"from {found[-1].first} trials on {found[-1].model} leads")
+    return f"Crossing budgets: {'; '.join(spans)}."
+
+
+def _on_test(source: Source, found: dict[str, Any], by_test: list[Lead]) -> str:
+    count, ahead = found["winner"]["num_trials"], by_test[-1].model
+    at = budgets(count).tolist().index(count)
+    scores = {model: entry["expected_test"][at] for model, entry in found["models"].items()}
+    others = ", ".join(f"{model} {value:.5g}" for model, value in scores.items() if model != ahead)
+    return (
+        f"On test, the trial that validation chooses among {count} is expected to score best for {ahead}: "
+        f"{source.objective.metric} {scores[ahead]:.5g} (against {others}). {_spans(by_test)}"
+    )
 
 
 def _apart(model: str, other: str, budgets: list[int]) -> str:

@@ -143,7 +143,9 @@ def ablation(
         return None
 
     def predict(configurations: Sequence[Params]) -> list[float]:
-        rows = features(configurations).astype(np.float32)  # each tree by itself: the forest's own way costs 50 times more
+        rows = features(configurations).astype(
+            np.float32
+        )  # each tree by itself: the forest's own way costs 50 times more
         predicted: list[float] = np.mean(
             [tree.predict(rows, check_input=False) for tree in forest.estimators_], axis=0
         ).tolist()

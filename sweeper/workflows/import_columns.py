@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Goal
@@ -15,13 +17,14 @@ from sweeper.workflows.import_shapes import (
     TEST,
     TRAIN,
     VALIDATION,
+    is_cross_validated,
     models_in_names,
     plain,
     reshaped,
     tall,
     words,
 )
-from sweeper.workflows.import_sources import PARAMS, RawTable
+from sweeper.workflows.import_sources import FILE, PARAMS, RawTable
 from sweeper.workflows.import_tables import FAILED
 
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -53,34 +56,32 @@ _ALIASES = {
     "learning_curve": "curve",
 }
 _UNSAID = {"metrics", "results", "best", "final", "mean", "avg", "average", "max", "min", "last", "summary"}
+_CURVE = {"curve", "curves", "history", "trajectory", "epochs", "by", "per", "epoch", "list"}
 _DATA = ("dataset", "dataset_name", "data_set", "task", "task_name", "corpus", "benchmark")
 _MOST_MODELS = 20
 _PREFIXES = (PARAMS, "params_", "param.", "param_", "config.", "config/", "hparams.", "hyperparameters.", "hp_")
 _OWN = {
     *("created", "user", "tags", "sweep", "notes", "hostname", "timestamp", "date", "datetime", "datetime_start"),
     *("datetime_complete", "name", "commit", "gpu", "node", "study_name", "experiment", "index", "number"),
-    *(
-        "source_file",
-        "intermediate_values",
-        "device_seconds",
-        "started_at",
-        "finished_at",
-        "updated",
-        "end_time",
-        "start_time",
-    ),
+    *("source_file", "intermediate_values", "device_seconds", "started_at", "finished_at", "updated", "end_time"),
+    *("start_time", "best_epoch", "best_step", "training_epochs", "git_sha", "git_hash", "sha", "directory", "host"),
+    *("num_params", "num_parameters", "n_params", "params", "trial_index", "trial_id", "run_id", "rank"),
 }
 
 
 @dataclass(frozen=True)
 class Columns:
-    """By field: its column. ``params``: by hyperparameter, its column. ``metric`` and ``goal``: what ``value`` is."""
+    """By field: its column. ``params``: by hyperparameter, its column. ``metric`` and ``goal``: what ``value`` is.
+
+    ``rows_are_trials``: the user said that there is no trial's column.
+    """
 
     fields: dict[str, str]
     params: dict[str, str]
     metric: str
     goal: Goal
     notes: tuple[str, ...]
+    rows_are_trials: bool = False
 
 
 def find_columns(raw: RawTable, mapping: Sequence[str], goal: Goal | None, place: str) -> Columns:
@@ -89,8 +90,8 @@ def find_columns(raw: RawTable, mapping: Sequence[str], goal: Goal | None, place
     Parameters
     ----------
     mapping:
-        ``FIELD=COLUMN`` each; ``FIELD=`` says that there is none; ``metric=NAME`` names the metric;
-        ``params=COLUMN,COLUMN`` names the hyperparameters.
+        ``FIELD=COLUMN`` each; ``FIELD=`` says that there is none (``model=``: the file is one model's);
+        ``metric=NAME`` names the metric; ``params=COLUMN,COLUMN`` names the hyperparameters.
 
     Raises
     ------
@@ -100,16 +101,21 @@ def find_columns(raw: RawTable, mapping: Sequence[str], goal: Goal | None, place
     asked, problems = _asked(mapping, raw.columns)
     if problems:
         raise InputError(problems)
+    if asked.get("model") == "" and "model" not in raw.fallback:
+        raw.rows = [{**row, FILE: Path(place).name.removesuffix(".gz").rsplit(".", 1)[0]} for row in raw.rows]
+        asked["model"] = FILE
     finder = _Finder(raw, asked, place)
     fields = finder.find()
     if finder.problems:
         raise InputError(finder.problems)
-    metric = asked.get("metric") or _metric(fields["value"])
+    scored = fields.get("value") or fields["curve"]
+    metric = asked.get("metric") or _metric(scored)
     notes = [*raw.notes, *finder.notes]
-    direction = goal or raw.goal or _direction(metric) or _direction(fields["value"])
+    direction = goal or raw.goal or _direction(metric) or _direction(scored)
     if direction is None:
         notes.append(f"Whether more or less {metric} is better was not said: more was taken; --goal minimize for less.")
-    return Columns(fields, finder.params(fields), metric, direction or "maximize", tuple(notes))
+    rows_are_trials = asked.get("trial_id") == ""
+    return Columns(fields, finder.params(fields), metric, direction or "maximize", tuple(notes), rows_are_trials)
 
 
 def one_row_a_trial(raw: RawTable, mapping: Sequence[str]) -> list[str]:
@@ -121,7 +127,10 @@ def one_row_a_trial(raw: RawTable, mapping: Sequence[str]) -> list[str]:
         The mapping, renamed where columns were.
     """
     asked = dict(item.split("=", 1) for item in mapping if "=" in item)
-    if not asked.keys() & {"value", "validation", "val", "score", "curve"}:
+    named = [name for field, names in asked.items() if field != "metric" for name in names.split(",") if name]
+    said = asked.keys() & {"value", "validation", "val", "score", "curve"}
+    if not said or not set(named) <= set(raw.columns):  # the mapping may name columns as they are once reshaped
+        raw.goal = raw.goal or ("maximize" if is_cross_validated(raw.columns) else None)
         raw.rows, notes = reshaped(raw.rows)
         raw.notes += notes
     several = {
@@ -139,14 +148,30 @@ def one_row_a_trial(raw: RawTable, mapping: Sequence[str]) -> list[str]:
         left = [item for item in mapping if item.split("=")[0] not in ("value", "validation", "val", "test", "model")]
         mapping = [*left, "model=model", "value=validation score", f"test={'test score' if any(tests) else ''}"]
     else:
-        named = any(
+        has_model = any(
             plain(name) in _NAMES["model"] or plain(_parameter(name) or "") in _NAMES["model"] for name in columns
         )
-        groups = {} if named or "model" in asked or "model" in raw.fallback else models_in_names(columns)
+        groups = {} if has_model or "model" in asked or "model" in raw.fallback else models_in_names(columns)
     if groups:
         raw.rows = tall(raw.rows, groups)
         raw.notes.append(f"One column a model: {', '.join(groups)}.")
     return list(mapping)
+
+
+def same_seeds(rows: Sequence[dict[str, Any]], columns: Columns) -> bool:
+    """Whether rows without a trial's column are configurations, each run once with each of the same seeds.
+
+    Random draws that meet by chance do not have the same seeds all.
+    """
+    fields = columns.fields
+    if "trial_id" in fields or "epoch" in fields or "config" in fields or "seed" not in fields or not columns.params:
+        return False
+    seeds: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        key = (row.get(fields["model"]), *(str(row.get(column)) for column in columns.params.values()))
+        seeds.setdefault(key, []).append(row.get(fields["seed"]))
+    found = {tuple(sorted(map(str, values))) for values in seeds.values()}
+    return len(seeds) > 1 and len(found) == 1 and len(set(next(iter(found)))) == len(next(iter(found))) > 1
 
 
 def _asked(mapping: Sequence[str], columns: list[str]) -> tuple[dict[str, str], list[Problem]]:
@@ -183,14 +208,18 @@ class _Finder:
     def find(self) -> dict[str, str]:
         fields: dict[str, str | None] = {}
         fields["model"] = self._given("model") if "model" in self._asked else self._model()
-        fields["value"] = self._given("value") if "value" in self._asked else self._value()
-        if fields["value"] is not None:
-            fields["test"] = self._given("test") if "test" in self._asked else self._test(fields["value"])
+        fields["curve"] = self._given("curve") if "curve" in self._asked else None
+        fields["value"] = self._given("value") if "value" in self._asked else self._value(fields["curve"])
+        if fields["value"] is None and fields["curve"] is None:
+            fields["curve"] = self._curve()
+        scored = fields["value"] or fields["curve"]
+        if scored is not None:
+            fields["test"] = self._given("test") if "test" in self._asked else self._test(scored)
         used = {column for column in fields.values() if column}
         for name, common in _NAMES.items():
             if name in self._asked:
                 fields[name] = self._given(name)
-            elif name not in fields:
+            elif fields.get(name) is None:
                 present = [self._plain[word] for word in common if word in self._plain]
                 free = [column for column in present if column not in used]
                 fields[name] = free[0] if free else self._raw.fallback.get(name)
@@ -198,9 +227,10 @@ class _Finder:
                 fields[name] = None
             used |= {column for column in (fields[name],) if column}
         self._one_data_set({column for column in fields.values() if column})
-        for name in ("model", "value"):
-            if fields.get(name) is None and not self.problems:
-                self._unclear(name, [], "must have a column")
+        if fields.get("model") is None and not self.problems:
+            self._unclear("model", [], "must have a column")
+        if fields.get("value") is None and fields.get("curve") is None and not self.problems:
+            self._unclear("value", [], "must be one column of validation scores")
         return {name: column for name, column in fields.items() if column}
 
     def _one_data_set(self, used: set[str]) -> None:
@@ -227,7 +257,7 @@ class _Finder:
         scored = own & (VALIDATION | TEST | TRAIN) and own & (LESS | MORE | set(PLAIN))
         values = [row.get(name) for row in self._raw.rows]
         scalar = all(value is None or isinstance(value, str | int | float | bool) for value in values)
-        return scalar and not scored and not name.startswith("_") and plain(name) not in _OWN
+        return scalar and not scored and not name.startswith("_") and plain(name) not in (*_OWN, *_DATA)
 
     def _given(self, name: str) -> str | None:
         return self._asked[name] or None
@@ -261,7 +291,7 @@ class _Finder:
             self.notes.append(f"No column is called model: {found[0]!r} was taken, because its values repeat.")
         return found
 
-    def _value(self) -> str | None:
+    def _value(self, curve: str | None) -> str | None:
         numeric = [name for name in self._plain.values() if self._is_number(name)]
         parts = {name: set(words(name)) for name in numeric}
         found = [name for name in numeric if parts[name] & VALIDATION and not parts[name] & TEST]
@@ -278,12 +308,26 @@ class _Finder:
             found = [name for name in numeric if parts[name] & (LESS | MORE) and not parts[name] & apart]
         if len(found) == 1:
             return found[0]
-        self._unclear("value", found, "must be one column of validation scores")
+        if found and curve is None:
+            self._unclear("value", found, "must be one column of validation scores")
         return None
 
+    def _curve(self) -> str | None:
+        """Return the column of lists of validation scores, one an epoch."""
+        lists = [name for name in self._plain.values() if self._is_list(name)]
+        found = [name for name in lists if set(words(name)) & VALIDATION]
+        if len(found) > 1:
+            found = [name for name in found if not set(words(name)) & LESS] or found
+        if len(found) > 1:
+            self._unclear("curve", found, "must be one column of validation scores by epoch")
+        return found[0] if len(found) == 1 else None
+
     def _test(self, value: str) -> str | None:
-        parts = {name: set(words(name)) for name in self._plain.values() if self._is_number(name)}
+        kind = self._is_list if self._is_list(value) else self._is_number
+        parts = {name: set(words(name)) for name in self._plain.values() if kind(name) or self._is_number(name)}
         found = [name for name in parts if parts[name] & TEST and name != value]
+        if len(found) > 1:
+            found = [name for name in found if kind(name)] or found
         if len(found) > 1:
             rest = set(words(value)) - VALIDATION
             same = [name for name in found if parts[name] - TEST == rest]
@@ -300,6 +344,10 @@ class _Finder:
         present = [v for v in values if v is not None and not (isinstance(v, str) and v.lower() in FAILED)]
         return bool(present) and {type(value) for value in present} <= {int, float}
 
+    def _is_list(self, column: str) -> bool:
+        present = [value for row in self._raw.rows if (value := row.get(column)) is not None]
+        return bool(present) and all(isinstance(value, list) and _are_numbers(value) for value in present)
+
     def _is_config(self, column: str | None) -> bool:
         values = {row.get(column) for row in self._raw.rows} if column else set()
         return bool(values & {"tuned", "default"}) and values <= {"tuned", "default", "search", "", None}
@@ -309,9 +357,18 @@ class _Finder:
         remedy = f"say which with --map {name}=COLUMN"
         if name == "test":
             remedy += ", or --map test= for none"
-        if name == "model":
-            remedy += ", give a file a model, or a column a model with --map value=COLUMN,COLUMN"
+        if name == "model" and not candidates:
+            numeric = [column for column in self._plain.values() if self._is_number(column)]
+            scores = VALIDATION | TEST | TRAIN | LESS | MORE
+            numeric = [] if any(set(words(column)) & scores for column in numeric) else numeric
+            remedy += ", give a file a model (--map model= if this one is a single model's)"
+            if len(numeric) > 1:
+                remedy += f", or name a column a model, such as --map value={','.join(numeric[:2])}"
         self.problems.append(Problem(self._place, f"{name} {rule}", seen, remedy))
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
 
 
 def _parameter(name: str) -> str | None:
@@ -323,7 +380,8 @@ def _parameter(name: str) -> str | None:
 
 
 def _metric(column: str) -> str:
-    parts = [word for word in words(column) if word not in VALIDATION | _UNSAID]
+    parts = [word for word in words(column) if word not in VALIDATION | _UNSAID | _CURVE]
+    parts = [word for word in parts if word not in PLAIN] or parts
     name = "_".join("accuracy" if word == "acc" else word for word in parts)
     return name if name and name not in (*PLAIN, "best") else "score"
 

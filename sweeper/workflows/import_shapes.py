@@ -1,4 +1,4 @@
-"""Turning tables of other shapes into one row a trial: a row a split, a row a metric, a column a model."""
+"""Turning tables of other shapes into one row a trial: a row a split, a metric or a seed, a column a model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def keep(rows: list[Row], where: Sequence[str], place: str) -> list[Row]:
     for item in where:
         column, separator, value = item.partition("=")
         values = {str(row.get(column)) for row in rows if column in row}
-        if not separator or value not in values:
+        if not separator or not any(_same(row.get(column), value) for row in rows if column in row):
             seen = (
                 ", ".join(sorted(values))
                 if values
@@ -57,31 +57,71 @@ def keep(rows: list[Row], where: Sequence[str], place: str) -> list[Row]:
             raise InputError(
                 Problem(f"{place} --where {item}", "must be COLUMN=VALUE of the table", seen, "correct it")
             )
-        rows = [row for row in rows if str(row.get(column)) == value]
+        rows = [row for row in rows if _same(row.get(column), value)]
     return rows
 
 
+def _same(value: Any, said: str) -> bool:
+    """Whether a value is what was said: as text, or as a number (``1`` is 1.0)."""
+    if str(value) == said:
+        return True
+    try:
+        return isinstance(value, int | float) and float(said) == value
+    except ValueError:
+        return False
+
+
 def reshaped(rows: list[Row]) -> tuple[list[Row], list[str]]:
-    """Return rows of one trial each out of a row a split or a row a metric, with notes; others as they are."""
+    """Return rows of one trial each out of a row a split, a row a metric or scikit-learn's folds, with notes."""
+    notes: list[str] = []
+    for reshape in (_cross_validated, _by_metric, _by_split):
+        rows, note = reshape(rows)
+        notes += [note] if note else []
+    return rows, notes
+
+
+def is_cross_validated(columns: Sequence[str]) -> bool:
+    """Whether the columns are those of scikit-learn's ``cv_results_``, whose scores are always maximised."""
+    return any(f"mean_test_{name.removeprefix('rank_test_')}" in columns for name in columns if "rank_test_" in name)
+
+
+def _cross_validated(rows: list[Row]) -> tuple[list[Row], str]:
+    """Rename what scikit-learn's ``cv_results_`` calls a test score: the mean over its validation folds."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    scores = {name.removeprefix("mean_test_") for name in columns if name.startswith("mean_test_")}
+    scores = {score for score in scores if f"rank_test_{score}" in columns}
+    if not scores:
+        return rows, ""
+    names = {f"mean_test_{score}": f"validation_{score}" for score in scores} | {"mean_fit_time": "elapsed_seconds"}
+    dropped = re.compile(r"(split\d+|std|rank|mean)_((test|train)_.+|score_time|fit_time)|params")
+    kept = [name for name in columns if name in names or not dropped.fullmatch(name)]
+    note = "scikit-learn's cv_results_: mean_test_… is the mean over the validation folds; there are no test scores."
+    return [{names.get(name, name): row.get(name) for name in kept} for row in rows], note
+
+
+def _by_metric(rows: list[Row]) -> tuple[list[Row], str]:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     by_name = {plain(name): name for name in columns}
-    notes = []
     for name in (by_name[word] for word in _METRIC_NAMES if word in by_name):
         value = next((by_name[word] for word in ("value", "score", "result") if word in by_name), None)
         names = {str(row.get(name)) for row in rows}
-        if value is not None and 1 < len(names) <= 50 and all(_is_score(text) for text in names):
-            rows = _spread(rows, name, [value], lambda label, _: label)
-            notes.append(f"One row a metric: the values of {name!r} became columns.")
-            return rows, notes
+        if value is not None and len(names) <= 50 and all(_is_score(text) for text in names):
+            spread = _spread(rows, name, [value], lambda label, _: label)
+            return spread, f"One row a metric: the values of {name!r} became columns."
+    return rows, ""
+
+
+def _by_split(rows: list[Row]) -> tuple[list[Row], str]:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    by_name = {plain(name): name for name in columns}
     for name in (by_name[word] for word in _SPLIT_NAMES if word in by_name):
         labels = {str(row.get(name)).lower() for row in rows}
         if labels & VALIDATION and labels <= VALIDATION | TEST | TRAIN:
             scores = [c for c in columns if c != name and set(words(c)) & (LESS | MORE | set(PLAIN))]
             if scores:
-                rows = _spread(rows, name, scores, lambda label, column: f"{label.lower()}_{column}")
-                notes.append(f"One row a split: the values of {name!r} became columns.")
-                return rows, notes
-    return rows, notes
+                spread = _spread(rows, name, scores, lambda label, column: f"{label.lower()}_{column}")
+                return spread, f"One row a split: the values of {name!r} became columns."
+    return rows, ""
 
 
 def tall(rows: list[Row], groups: dict[str, dict[str, str]], model: str = "model") -> list[Row]:

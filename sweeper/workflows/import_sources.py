@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Goal
-from sweeper.workflows.import_tables import json_rows, read_text, table_rows
+from sweeper.workflows.import_tables import json_rows, read_text, table_rows, unpacked, with_numbers
 
 FILE = "source file"
 """Column that holds the file's name where several are read together."""
@@ -103,7 +103,7 @@ def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 def _csv(path: Path) -> RawTable:
     try:
-        rows = table_rows(read_text(path))
+        rows = [_flat(row) for row in unpacked(table_rows(read_text(path)))]
     except (ValueError, csv.Error, OSError, EOFError) as error:
         raise _damaged(path, "a table of delimited values", error) from None
     return RawTable(rows, _sha256([path]))
@@ -121,7 +121,7 @@ def _of_table(path: Path, table: pa.Table) -> RawTable:
     twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
     if twice:
         raise InputError(Problem(str(path), "columns must have different names", ", ".join(twice), "rename them"))
-    return RawTable([_flat(row) for row in table.to_pylist()], _sha256([path]))
+    return RawTable(with_numbers([_flat(row) for row in unpacked(table.to_pylist())]), _sha256([path]))
 
 
 def _wandb(path: Path) -> RawTable:
@@ -138,7 +138,7 @@ def _jsonl(path: Path) -> RawTable:
     except (OSError, EOFError) as error:
         raise _damaged(path, "JSON lines", error) from None
     rows = json_rows(text, lambda line, rule, error: _damaged(Path(f"{path}:{line}"), rule, error))
-    return RawTable([_flat(row) for row in rows], _sha256([path]))
+    return RawTable(with_numbers([_flat(row) for row in unpacked(rows)]), _sha256([path]))
 
 
 def _optuna(path: Path) -> RawTable:

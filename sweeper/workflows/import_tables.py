@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import io
@@ -19,6 +20,7 @@ MISSING = {
 FAILED = {"failed", "fail", "crashed", "crash", "diverged", "oom", "error", "err", "timeout", "timed out", "killed"}
 """Words in the place of a score that say why there is none."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_LONGEST = 100_000  # characters of an object in a cell
 _DELIMITERS = "\t;|,"
 _ENCODINGS = ("utf-8-sig", "utf-16", "latin-1")
 
@@ -71,6 +73,38 @@ def table_rows(text: str) -> list[dict[str, Any]]:
     return [{header[at]: columns[at][row] for at in kept} for row in range(len(rows) - 1)]
 
 
+def unpacked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows in which columns of objects written as text, JSON or Python's, are objects."""
+    for name in dict.fromkeys(name for row in rows for name in row):
+        cells = [row.get(name) for row in rows]
+        if all(cell is None or (isinstance(cell, str) and cell.startswith("{")) for cell in cells) and any(cells):
+            read = [None if cell is None else _object(cell) for cell in cells]
+            if all(isinstance(value, dict) or cell is None for value, cell in zip(read, cells, strict=True)):
+                rows = [{**row, name: value or {}} for row, value in zip(rows, read, strict=True)]
+    return rows
+
+
+def _object(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text[:_LONGEST])
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def with_numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows in which columns of numbers written as text, such as ``"91.2%"``, are numbers, as in `table_rows`."""
+    for name in dict.fromkeys(name for row in rows for name in row):
+        cells = [row.get(name) for row in rows]
+        texts = [cell for cell in cells if cell is not None]
+        if texts and all(isinstance(cell, str) for cell in texts):
+            read = _column(["" if cell is None else cell.strip() for cell in cells], comma=False)
+            if any(isinstance(value, int | float) for value in read):
+                rows = [{**row, name: value} if name in row else row for row, value in zip(rows, read, strict=True)]
+    return rows
+
+
 def json_rows(text: str, damaged: Callable[[int, str, object], Exception]) -> list[dict[str, Any]]:
     """Return the objects of JSON lines, of a JSON array, or of pandas' JSON by columns.
 
@@ -107,6 +141,8 @@ def _whole(text: str, damaged: Callable[[int, str, object], Exception]) -> list[
         lists = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         if len(lists) == 1:
             found = lists[0]
+        elif _is_by_model(found):
+            found = [{"model": model, **row} for model, rows in found.items() for row in _rows_of(rows)]
         elif found and all(isinstance(value, list | dict) for value in found.values()):
             found = _by_columns(found)
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
@@ -115,14 +151,35 @@ def _whole(text: str, damaged: Callable[[int, str, object], Exception]) -> list[
 
 
 def _is_columns(line: str) -> bool:
-    """Whether one line is a table by columns rather than the only trial."""
+    """Whether one line is a table by columns or by models rather than the only trial."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return False
     values = list(found.values()) if isinstance(found, dict) else []
+    if isinstance(found, dict) and _is_by_model(found):
+        return True
     sizes = {len(value) for value in values if isinstance(value, list | dict)}
     return len(values) > 1 and len(sizes) == 1 and sizes.pop() > 1 and all(isinstance(v, list | dict) for v in values)
+
+
+def _is_by_model(found: Mapping[str, Any]) -> bool:
+    """Whether a JSON object holds, by model, a list of trials or equally long lists of scores, alike for all models."""
+    names: list[set[str]] = []
+    for value in found.values():
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            names.append(set(value[0]))
+        elif isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+            if len({len(column) for column in value.values()}) > 1:
+                return False
+            names.append(set(value))
+        else:
+            return False
+    return len(names) > 1 and bool(set.intersection(*names)) and not any("model" in keys for keys in names)
+
+
+def _rows_of(rows: list[dict[str, Any]] | dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return rows if isinstance(rows, list) else _by_columns(rows)
 
 
 def _by_columns(found: Mapping[str, Any]) -> list[dict[str, Any]]:

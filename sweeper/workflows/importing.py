@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sweeper.report.build import build_report
 from sweeper.store.imported import ImportedConfirmation, ImportedTrial, write_imported
 from sweeper.store.manifest import Manifest, write_manifest
 from sweeper.store.paths import ResultPaths
-from sweeper.workflows.import_columns import Columns, find_columns, one_row_a_trial
+from sweeper.workflows.import_columns import Columns, find_columns, one_row_a_trial, same_seeds
 from sweeper.workflows.import_shapes import keep, words
 from sweeper.workflows.import_sources import RawTable, read_raw
 from sweeper.workflows.import_tables import FAILED, MISSING
@@ -188,30 +189,70 @@ class _Builder:
         """Rows by configuration, model and trial: several rows are the epochs of one trial."""
         groups: dict[tuple[str, str, str], list[Row]] = {}
         nameless = 0
+        repeated = not self._columns.rows_are_trials and same_seeds(self._rows, self._columns)
+        configurations: dict[str, int] = {}
         for index, row in enumerate(self._rows):
             model, config = self._get(row, "model"), str(self._get(row, "config") or "")
             if model is None:
                 nameless += 1
                 continue
             trial = self._get(row, "trial_id")
+            if repeated:
+                trial = configurations.setdefault(json.dumps([model, self._params(row)]), len(configurations))
             if config in _CONFIGS:
                 trial = f"{trial}-{self._get(row, 'seed')}"
             groups.setdefault((config, str(model), f"row {index}" if trial is None else str(trial)), []).append(row)
         if nameless:
             self.notes.append(f"{nameless} row(s) without a model were left out.")
+        self._average(groups)
+        self._refuse_doubled(groups)
+        return groups
+
+    def _average(self, groups: dict[tuple[str, str, str], list[Row]]) -> None:
+        """Replace rows of one trial and epoch that differ in their seed by their mean."""
+        counts = []
+        for key, rows in groups.items():
+            by_epoch: dict[Any, list[Row]] = {}
+            for row in rows:
+                by_epoch.setdefault(self._get(row, "epoch"), []).append(row)
+            seeds = [[self._get(row, "seed") for row in same] for same in by_epoch.values()]
+            if max(map(len, seeds)) > 1 and all(len(set(found)) == len(found) and None not in found for found in seeds):
+                groups[key] = [self._mean(same) for same in by_epoch.values()]
+                counts.append(max(map(len, seeds)))
+        if counts:
+            span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+            self.notes.append(
+                f"{len(counts)} configurations were run with {span} seeds each: a trial's scores are the means over "
+                "them, its time their sum. `--map trial_id=` takes each row as a trial."
+            )
+
+    def _mean(self, rows: list[Row]) -> Row:
+        """Return one row of several seeds; one without a score leaves the trial without one."""
+        mean = {**rows[0]}
+        for name in ("value", "test", "train_loss", "validation_loss", "elapsed_seconds"):
+            column = self._columns.fields.get(name)
+            if column is not None:
+                read = self._seconds if name == "elapsed_seconds" else partial(self._number, name=name)
+                values = [value for row in rows if (value := read(row)) is not None]
+                whole = len(values) == len(rows)
+                mean[column] = sum(values) / (1 if name == "elapsed_seconds" else len(rows)) if whole else None
+        mean[self._columns.fields["seed"]] = None
+        return mean
+
+    def _refuse_doubled(self, groups: dict[tuple[str, str, str], list[Row]]) -> None:
         doubled = [
             f"{len(rows)} rows of {model} {key}"
             for (_, model, key), rows in groups.items()
             if len(rows) > 1 and len({self._get(row, "epoch") for row in rows}) < len(rows)
         ]
         if doubled:
-            rule = f"a trial ({self._columns.fields['trial_id']!r}) must have one row, or one an epoch"
+            rule = f"a trial ({self._columns.fields['trial_id']!r}) must have one row, one an epoch, or one a seed"
             seen = doubled[0] + (f", and {len(doubled) - 1} more trials" if len(doubled) > 1 else "")
             remedy = (
-                "map another trial_id (`--map trial_id=` takes each row as a trial), the epoch, or keep some --where"
+                "map another trial_id (`--map trial_id=` takes each row as a trial), the epoch or seed, or keep some "
+                "--where"
             )
             self._problem(rule, seen, remedy)
-        return groups
 
     def _trial(self, model: str, number: int, rows: list[Row]) -> ImportedTrial | None:
         """Return the trial, or None where it has not ended."""
@@ -229,7 +270,7 @@ class _Builder:
         reason = str(self._get(last, "reason") or "")
         if state is TrialState.FAIL and best is None and not reason:
             said = self._get(last, "value")
-            reason = str(said) if isinstance(said, str) else f"no finite {self._columns.fields['value']}"
+            reason = str(said) if isinstance(said, str) else f"no finite {self._columns.metric}"
         is_curve = len(rows) > 1 or "curve" in self._columns.fields
         epochs = len(curve) if is_curve else self._number(last, "epoch")
         return ImportedTrial(
@@ -274,7 +315,13 @@ class _Builder:
         if best is None or "test" not in self._columns.fields:
             return None
         chosen = [row for row in rows if not is_curve or self._number(row, "epoch") == best["epoch"]]
-        return self._number(chosen[-1], "test") if chosen else None
+        if not chosen:
+            return None
+        by_epoch = self._get(chosen[-1], "test")
+        if isinstance(by_epoch, list):
+            at = best["epoch"] - 1
+            return float(by_epoch[at]) if at < len(by_epoch) and _finite(by_epoch[at]) else None
+        return self._number(chosen[-1], "test")
 
     def _state(self, row: Row, has_value: bool) -> TrialState | None:
         given = self._get(row, "state")

@@ -35,7 +35,9 @@ def test_the_exact_band_is_opdas_equal_tailed_one():
         finite = np.isfinite(mine) & np.isfinite(opda)
         assert finite.sum() >= 5
         assert (np.isinf(mine) == np.isinf(opda)).mean() > 0.9
-        assert np.mean(mine[finite] == opda[finite]) > 0.8, "same order statistics but where opda's draws round otherwise"
+        assert np.mean(mine[finite] == opda[finite]) > 0.8, (
+            "same order statistics but where opda's draws round otherwise"
+        )
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_an_unsaid_direction_is_noted(tmp_path):
         ([{"model": "a", "val_f1": 0.5}], ["value=f1"], "one of the columns model, val_f1, got f1"),
         ([{"model": "a", "val_f1": "good"}], ["value=val_f1"], "must hold numbers, got good"),
         ([{"model": "a", "val_f1": 0.5, "state": "odd"}], [], "must be one of complete.*got odd"),
-        ([{"model": "a", "val_f1": 0.5, "trial_id": 1}] * 2, [], "one row, or one an epoch"),
+        ([{"model": "a", "val_f1": 0.5, "trial_id": 1}] * 2, [], "one row, one an epoch, or one a seed"),
         ([{"model": "a", "val_f1": 0.5, "config": "tuned"}], [], "must have a seed"),
     ],
 )
@@ -408,3 +408,87 @@ def test_only_the_rows_asked_for_are_read(tmp_path, monkeypatch):
     assert import_results(source, "csv", tmp_path / "out", where=["dataset=x"]).num_trials == {"a": 2}
     with pytest.raises(InputError, match="must be COLUMN=VALUE of the table, got x, y"):
         import_results(source, "csv", tmp_path / "no", where=["dataset=z"])
+
+
+def as_seeds(rows):
+    return [{**r, "val_accuracy": r["val_accuracy"] + s, "random_state": n} for r in rows for n, s in enumerate((-0.02, 0.0, 0.02))]  # fmt: skip
+
+
+def as_metrics_and_splits(rows):
+    return [
+        {"model": r["model"], "learning_rate": r["learning_rate"], "split": split, "metric": metric}
+        | {"score": r[f"{split}_accuracy"] * share}
+        for r in rows for split in ("val", "test") for metric, share in (("accuracy", 1.0), ("f1", 0.5))
+    ]  # fmt: skip
+
+
+def as_folds(rows):
+    return [
+        {"estimator": r["model"], "param_C": r["learning_rate"], "params": "{'C': 1}", "split0_test_score": 0.1}
+        | {"mean_test_score": r["val_accuracy"], "std_test_score": 0.01, "rank_test_score": 1, "mean_fit_time": 2.5}
+        for r in rows
+    ]
+
+
+def as_lists(rows):
+    return [
+        {"model": r["model"], "config": json.dumps({"lr": r["learning_rate"]})}
+        | {"val_acc_curve": [0.1, r["val_accuracy"], 0.2], "test_acc_curve": [0.0, r["test_accuracy"], 0.9]}
+        for r in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reshape", "mapping", "param", "note"),
+    [
+        (as_seeds, [], "learning_rate", "with 3 seeds each"),
+        (as_metrics_and_splits, ["value=val_accuracy"], "learning_rate", "One row a split"),
+        (as_folds, [], "C", "validation folds"),
+        (as_lists, [], "lr", ""),
+    ],
+)
+def test_tables_of_other_shapes_give_the_curves_of_the_plain_one(tmp_path, reshape, mapping, param, note):
+    pq.write_table(pa.Table.from_pylist(reshape(table())), tmp_path / "t.parquet")
+    done = import_results(str(tmp_path / "t.parquet"), "parquet", tmp_path / "out", mapping)
+    found = curves_of(tmp_path / "out")
+    assert found["metric"] in ("accuracy", "score")
+    for model, values in SCORES.items():
+        assert found["models"][model]["expected_best"]["v"] == pytest.approx(
+            expected_best(values, range(1, 41)).tolist()
+        )
+    if reshape is not as_folds:
+        assert found["models"]["BERT"]["expected_test"][-1] == pytest.approx(
+            found["models"]["BERT"]["expected_best"]["v"][-1] - 0.01
+        )
+        assert found["leads_test"] == found["leads"], "test is validation less a constant"
+        assert (
+            "On test, the trial that validation chooses among 40"
+            in (tmp_path / "out" / "report" / "report.md").read_text()
+        )
+    assert list(done.columns.params) == [param] or param in done.columns.params
+    assert note in " ".join(done.notes)
+
+
+def test_numbers_written_as_text_and_json_by_model_are_read(tmp_path):
+    rows = {model: [{"val_acc": f"{100 * v:.2f}%", "hparams": str({"lr": 0.1})} for v in values] for model, values in SCORES.items()}  # fmt: skip
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    done = import_results(str(tmp_path / "t.json"), "jsonl", tmp_path / "out")
+    assert done.num_trials == {"BERT": 40, "MiniLM": 40}
+    assert list(done.columns.params) == ["lr"]
+    assert curves_of(tmp_path / "out")["models"]["BERT"]["expected_best"]["v"][-1] == pytest.approx(
+        100 * expected_best(SCORES["BERT"], [40])[0]
+    )
+
+
+def test_a_seed_that_failed_fails_its_configuration_and_one_file_may_be_one_models(tmp_path):
+    rows = [
+        {"lr": lr, "seed": seed, "val_f1": float("nan") if (lr, seed) == (0.1, 1) else 0.5, "seconds": 3}
+        for lr in (0.1, 0.2) for seed in (0, 1)
+    ]  # fmt: skip
+    done = import_results(write_csv(tmp_path / "bert.csv", rows), "csv", tmp_path / "out", ["model="])
+    assert done.num_trials == {"bert": 2}
+    trials = load_results(tmp_path / "out").trials
+    assert trials.column("state").to_pylist() == ["FAIL", "COMPLETE"]
+    assert trials.column("elapsed_seconds").to_pylist() == [6, 6]
+    done = import_results(str(tmp_path / "bert.csv"), "csv", tmp_path / "all", ["model=", "trial_id="])
+    assert done.num_trials == {"bert": 4}
