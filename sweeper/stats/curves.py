@@ -173,7 +173,7 @@ def _equal_tail(count: int, confidence: float) -> float:
     rank = np.arange(1, count + 1)
 
     def excess(log_tail: float) -> float:
-        lowest = betaincinv(rank, count - rank + 1, np.exp(log_tail))
+        lowest = np.asarray(betaincinv(rank, count - rank + 1, np.exp(log_tail)), dtype=np.float64)
         missed = max(1 - coverage(lowest, 1 - lowest[::-1]), 1e-300)
         return float(np.log(missed / (1 - confidence)))  # nearly linear in log_tail
 
