@@ -5,8 +5,9 @@ is the CRC-32 of the line without its crc field. ``n`` counts up from 0; the fir
 schema version. Ledgers of older schemas are migrated when they are opened (`sweeper.store.migrations`).
 
 Durability: when `Ledger.append` has returned, the event is on disk (write, flush, fsync) and survives the death of
-the process and of the machine; in an object store it is an object of its own (`sweeper.store.segments`). A death in
-the middle leaves at most one torn last line; opening repairs it by cutting it off and says so in `notes`. Anything else
+the process and of the machine; in an object store it is an object of its own (`sweeper.store.segments`). Events of a
+`Ledger.together` are durable at its end, as one write or one object. A death in the middle leaves at most one torn last
+line; opening repairs it by cutting it off and says so in `notes`. Anything else
 that does not add up (a changed byte, a missing line, two lines with one number) is refused with file and line: a wrong
 ledger is never read as a right one.
 """
@@ -19,6 +20,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -62,6 +64,7 @@ class Ledger:
     _events: list[Event] = field(default_factory=list)
     _log: Log | None = None
     _opened: float = field(default_factory=time.monotonic)
+    _waiting: list[bytes] | None = None
 
     @classmethod
     def open(cls, paths: ResultPaths) -> Self:
@@ -102,7 +105,7 @@ class Ledger:
         return iter(self._events)
 
     def append(self, kind: str, **payload: Any) -> Event:
-        """Write one event; it is durable when this returns.
+        """Write one event; it is durable when this returns, or at the end of a `together` around it.
 
         Raises
         ------
@@ -113,9 +116,40 @@ class Ledger:
         """
         assert self._log is not None, "the ledger is closed"
         event = self._next(kind, payload)
-        self._log.append(event.n, [_line(event)])
+        if self._waiting is None:
+            self._log.append(event.n, [_line(event)])
+        else:
+            self._waiting.append(_line(event))
         self._events.append(event)
         return event
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make the events of the block durable at its end, all at once: one sync of a disk, one object of a store.
+
+        Nothing outside the process may act on them before. What was written is kept when the block raises. A death in
+        the middle of it leaves the first of them, or none.
+
+        Raises
+        ------
+        OSError, RunFailedError
+            At the end, as `append` does; then none of the events is in the ledger.
+        """
+        if self._waiting is not None:  # within a larger one
+            yield
+            return
+        first, self._waiting = len(self._events), []
+        try:
+            yield
+        finally:
+            lines, self._waiting = self._waiting, None
+            if lines:
+                assert self._log is not None, "the ledger is closed"
+                try:
+                    self._log.append(first, lines)
+                except BaseException:
+                    del self._events[first:]
+                    raise
 
     def close(self) -> None:
         """Close the file and give the lock back."""

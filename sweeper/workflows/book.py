@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from sweeper.core.objective import Objective
@@ -58,6 +59,8 @@ class Book:
         self._ledger = ledger
         self.num_workers = num_workers
         self._listeners = list(listeners)
+        self._untold: list[dict[str, Any]] = []
+        self._is_open = True  # whether events are durable as soon as they are written
         self._opened = time.monotonic()
 
     @property
@@ -67,14 +70,42 @@ class Book:
 
     def write(self, kind: str, **payload: Any) -> None:
         """Append one event, fold it in, tell the listeners."""
-        event = self._ledger.append(kind, **payload)
-        self.state.apply(event)
-        for listener in list(self._listeners):
-            try:
-                listener.on_event({"kind": kind, **payload})
-            except Exception:
-                logger.exception("a listener failed and is no longer told of events")
-                self._listeners.remove(listener)
+        self.state.apply(self._ledger.append(kind, **payload))
+        self._untold.append({"kind": kind, **payload})
+        if self._is_open:
+            self._tell()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make what the block writes durable at once, at its end (`Ledger.together`); the listeners hear of it then.
+
+        For what one report comes to: within the block only the state may act on it, no lane and no listener.
+        """
+        if not self._is_open:
+            yield
+            return
+        self._is_open = False
+        try:
+            with self._ledger.together():
+                yield
+        except BaseException:
+            if self._untold:  # the ledger may lack them
+                self._untold = []
+                self.state = StudyState.replay(self._ledger.events())
+            raise
+        finally:
+            self._is_open = True
+        self._tell()
+
+    def _tell(self) -> None:
+        events, self._untold = self._untold, []
+        for event in events:
+            for listener in list(self._listeners):
+                try:
+                    listener.on_event(event)
+                except Exception:
+                    logger.exception("a listener failed and is no longer told of events")
+                    self._listeners.remove(listener)
 
     # -- the life of a trial -------------------------------------------------------------------------------
 

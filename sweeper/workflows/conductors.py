@@ -41,7 +41,8 @@ class _Conductor:
 
     def next(self) -> Assignment | Literal["wait", "done"]:
         """Return unfinished trials first, then new ones."""
-        assignment = self._again.popleft() if self._again else self._new()
+        with self._book.together():
+            assignment = self._again.popleft() if self._again else self._new()
         if assignment is None:
             return "wait" if self._running else "done"
         self._running[assignment.trial.trial_id] = assignment
@@ -68,6 +69,13 @@ class _Conductor:
         trial = self._running[report.trial_id].trial
         if isinstance(report.outcome, Failed) and report.outcome.is_of_storage:
             raise RunFailedError(f"{report.outcome.reason}; what is done is kept: mend the storage, then resume")
+        with self._book.together():
+            ended = self._written(trial, report)
+        if ended:
+            del self._running[trial.trial_id]
+        return ended
+
+    def _written(self, trial: TrialSpec, report: StepReport) -> bool:
         for reason in report.retries:
             self._book.write("retry", trial_id=trial.trial_id, attempt=report.attempt, reason=reason)
         if report.started is not None:
@@ -75,10 +83,7 @@ class _Conductor:
         # A snapshot may know epochs that never reached the ledger, and decisions that were not written any more.
         past = report.started.measurements if report.started is not None else ()
         outcomes = [*(Measured(measurement) for measurement in past), report.outcome]
-        ended = any(self._outcome(trial, report.attempt, outcome) for outcome in outcomes)
-        if ended:
-            del self._running[trial.trial_id]
-        return ended
+        return any(self._outcome(trial, report.attempt, outcome) for outcome in outcomes)
 
     def _outcome(self, trial: TrialSpec, attempt: int, outcome: Measured | Tested | Failed) -> bool:
         if isinstance(outcome, Failed):

@@ -36,6 +36,7 @@ from sweeper.workflows.manifest import (
 from sweeper.workflows.progress import Progress
 from sweeper.workflows.study import Study, train_options
 from sweeper.workflows.tail import Tail, work_left
+from sweeper.workflows.tidy import Tidy
 from sweeper.workflows.tracking import Tracking, publish_tracked
 
 logger = logging.getLogger("sweeper")
@@ -87,13 +88,14 @@ def execute(
     with (
         storage_failures(paths.place),
         Ledger.open(paths) as ledger,
+        Tidy(paths) as tidy,
         Progress(study.plan) as progress,
         Tracking(paths, study.spec.tracking, progress.say) as tracking,
     ):
         for text in ledger.notes:
             progress.say(text)
         state = StudyState.replay(ledger.events())
-        book = Book(ledger, state, study.objective, study.spec.training.num_workers, [progress])
+        book = Book(ledger, state, study.objective, study.spec.training.num_workers, [progress, tidy])
         if accepted := changes(study):
             book.write("change_accepted", differences=accepted)
         open_manifest(study)
@@ -112,6 +114,7 @@ def execute(
                     made.wait()
                     _on_ray(study, book, progress, interrupted, profiled=profiled)
         finally:
+            state = book.state
             write_tables(paths, state, study.objective)
         progress.phase("report")
         record_findings(study, state)
@@ -246,14 +249,15 @@ def phases(
 
 def freeze(book: Book, runs: Sequence[TrialSpec]) -> None:
     """Close a list of confirmation runs: from here on none is added to it."""
-    for run in runs:
-        if run.trial_id not in book.state.trials:
-            book.asked(run, {})
-    configs = {(run.model, run.config) for run in runs}
-    shared = sorted(model for model, config in configs if (model, "default") not in configs)
-    book.write(
-        "confirmation_frozen", trial_ids=[run.trial_id for run in runs], **({"shared": shared} if shared else {})
-    )
+    with book.together():
+        for run in runs:
+            if run.trial_id not in book.state.trials:
+                book.asked(run, {})
+        configs = {(run.model, run.config) for run in runs}
+        shared = sorted(model for model, config in configs if (model, "default") not in configs)
+        book.write(
+            "confirmation_frozen", trial_ids=[run.trial_id for run in runs], **({"shared": shared} if shared else {})
+        )
 
 
 def state_of(study_paths: Any) -> StudyState:

@@ -80,6 +80,20 @@ def test_what_is_read_is_what_was_written_and_another_machine_goes_on(store, mon
     assert there.storage.get("lock.json") is None
 
 
+def test_events_that_belong_together_are_one_object(store):
+    _, url = store
+    paths = paths_of(url)
+    with Ledger.open(paths) as ledger:
+        with ledger.together():
+            for number in range(3):
+                ledger.append("note", text=f"{number}")
+            assert texts(paths) == []
+        assert texts(paths) == list("012")
+        ledger.append("note", text="3")
+    assert texts(paths) == list("0123")
+    assert len(paths.storage.keys("ledger")) == 3, "the ledger's beginning, three events, one event"
+
+
 def test_a_folder_arrives_whole_or_not_at_all(store, monkeypatch, tmp_path):
     _, url = store
     here = paths_of(url)

@@ -91,7 +91,7 @@ def test_a_study_that_loses_its_machine_again_and_again_ends_as_if_nothing_had_h
         if machine:  # a new machine knows nothing but the URL
             spec = sweeper.load_study(study_file(place))
             assert study_status(place).phase in ("search", "confirmation", "test", "report")
-        done = session(spec, die_after=12)
+        done = session(spec, die_after=6)
         shutil.rmtree(tmp_path / name / "runs")
         if done:
             break
