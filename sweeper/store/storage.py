@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 from sweeper.core.errors import InputError, Problem
 
@@ -34,6 +34,7 @@ SEALS = ".seals"
 CHUNK_BYTES = 8 << 20
 PAUSES = (0.2, 1.0, 3.0)
 """Seconds before each further try of a request that failed, beside the tries of the client library itself."""
+GCS_RETRY_SECONDS = 5  # Google's client would try for 15 minutes
 
 
 class Storage(Protocol):
@@ -302,7 +303,9 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         raise InputError(Problem("storage_path", "must name a bucket", url, "write s3://BUCKET/FOLDER"))
     prefix = parts.netloc + parts.path
     if parts.scheme != "s3":
-        return fs.FileSystem.from_uri(f"gs://{prefix}" + (f"?{parts.query}" if parts.query else ""))[0], prefix
+        query = dict(parse_qsl(parts.query))
+        query.setdefault("retry_limit_seconds", str(GCS_RETRY_SECONDS))
+        return fs.FileSystem.from_uri(f"gs://{prefix}?{urlencode(query)}")[0], prefix
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     unknown = sorted(options.keys() - {"region", "scheme", "endpoint_override"})
     if unknown:
