@@ -9,6 +9,10 @@ Trials, measurements, confirmations, predictions and test openings are compared 
 only the clock decides. Then the same with two lanes, where only nothing lost and nothing doubled can be asked.
 Exit code 1 when anything was lost, doubled, different or left behind.
 
+With ``--s3 moto_server`` the disturbed studies have their results in an S3-compatible server, run by the command given
+(moto's, ``pip install moto[server]``) on loopback, and every session begins on an empty disk: what is compared, with a
+reference on a local disk, is what the bucket holds.
+
 With ``--home FOLDER --seconds N`` it stops after about N seconds, by a last kill, and a further call with the same
 options goes on there, as often as is needed; exit code 3 until then.
 """
@@ -21,7 +25,9 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,15 +35,17 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow.parquet as pq
 from machine import facts
 
+from sweeper.store.storage import below, working_copy
 from sweeper.testing.leaks import Inventory, take_inventory
+from sweeper.workflows.results import readable
 
 TABLES = ("trials", "measurements", "confirmations", "predictions")
 TIMES = {"elapsed_seconds", "device_seconds", "started_at", "finished_at", "node", "num_retries"}
@@ -114,13 +122,64 @@ def write_study(models: Path, folder: Path, trials: int, lanes: int) -> Path:
     return folder / "study.yaml"
 
 
-class Session:
-    """One ``sweeper run`` in a process of its own."""
+class ObjectServer:
+    """An S3-compatible server on loopback, and where in it the results of each study lie. A context manager."""
 
-    def __init__(self, study: Path) -> None:
+    def __init__(self, command: str, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
+        os.environ |= keys  # of this process too, which reads the results
+        host, _, port = self.address.partition(":")
+        with (folder / "server.log").open("wb") as log:
+            self._process = subprocess.Popen([command, "-H", host, "-p", port], stdout=log, stderr=log)
+
+    def __enter__(self) -> Self:
+        from pyarrow import fs
+
+        system = fs.S3FileSystem(
+            endpoint_override=self.address, scheme="http", region="us-east-1", allow_bucket_creation=True
+        )
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while True:
+            try:
+                system.create_dir("chaos")
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+            else:
+                return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def storage_path(self, study: Path) -> str:
+        """Return the ``storage_path`` of a study."""
+        name = f"{study.parent.parent.name}/{study.parent.name}"
+        return f"s3://chaos/{name}?endpoint_override={self.address}&scheme=http&region=us-east-1"
+
+    def bring_home(self, study: Path) -> Path:
+        """Return a folder with what the bucket holds of a study's results."""
+        os.environ["SWEEPER_CACHE"] = str(study.parent / "home")
+        return readable(below(self.storage_path(study), "chaos")).root
+
+
+class Session:
+    """One ``sweeper run`` in a process of its own; with a ``server`` on a disk that knows nothing of earlier ones."""
+
+    def __init__(self, study: Path, server: ObjectServer | None = None) -> None:
         self.mark = uuid.uuid4().hex
         self.marking = f"{MARK}={self.mark}"
         self.results = study.parent / "results" / "chaos"
+        self.cache = study.parent / f"disk-{self.mark[:8]}"
+        words = [sys.executable, "-m", "sweeper.cli", "run", str(study)]
+        if server is not None:
+            words.append(f"storage_path={server.storage_path(study)}")
+            os.environ["SWEEPER_CACHE"] = str(self.cache)
+            self.results = working_copy(below(server.storage_path(study), "chaos"), "runs")
         self.temporary = study.parent / "tmp"
         self.temporary.mkdir(exist_ok=True)
         environment = os.environ | {
@@ -132,13 +191,7 @@ class Session:
         }
         self.log = study.parent / f"session-{self.mark[:8]}.log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "sweeper.cli", "run", str(study)],
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
 
     def left_behind(self, before: Inventory) -> list[str]:
         """Name what is there, after the run's end, that was not there before."""
@@ -171,6 +224,10 @@ class Session:
         for pid in left:
             _kill(pid)
         return [name for name in names if name]
+
+    def lose_disk(self) -> None:
+        """Leave nothing of an object store's working copy."""
+        shutil.rmtree(self.cache, ignore_errors=True)
 
 
 def _marked(mark: str) -> list[int]:
@@ -232,12 +289,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds before the first event of a trial, seconds of a whole study, when to stop (monotonic), what was there."""
+    """Seconds before the first event of a trial, seconds of a whole study, when to stop (monotonic), what was there.
+
+    ``server`` holds the results; None: the disk does.
+    """
 
     ready: float
     total: float
     deadline: float
     before: Inventory
+    server: ObjectServer | None = None
 
 
 def undisturbed(study: Path) -> tuple[Path, float, float]:
@@ -267,7 +328,7 @@ def disturb(
     gap = 2 * work / max(kills, 1)
     left = kills
     while True:
-        session = Session(study)
+        session = Session(study, pace.server)
         outcome.sessions += 1
         grown, since = session.progress(), time.monotonic()
         began = since
@@ -305,7 +366,9 @@ def disturb(
         if session.process.returncode == 0:
             outcome.left_behind += stayed + session.left_behind(pace.before)
             outcome.studies += 1
-            return session.results
+            session.lose_disk()
+            return session.results if pace.server is None else pace.server.bring_home(study)
+        session.lose_disk()
         if not left and session.process.returncode > 0 and outcome.sessions > kills + 10:
             outcome.failures.append(session.log.read_text()[-500:])
             return session.results
@@ -363,7 +426,9 @@ def compare(results: Path, reference: Path, outcome: Outcome) -> None:
                     outcome.examples.append(f"{table}: {mine} against {theirs}"[:600])
 
 
-def campaign(arm: Path, models: Path, options: argparse.Namespace, lanes: int, deadline: float) -> Outcome:
+def campaign(
+    arm: Path, models: Path, options: argparse.Namespace, lanes: int, deadline: float, server: ObjectServer | None
+) -> Outcome:
     """Run a reference, then disturbed studies until all kills are spent or time is up."""
     arm.mkdir(exist_ok=True)
     state = arm / "state.json"
@@ -381,7 +446,7 @@ def campaign(arm: Path, models: Path, options: argparse.Namespace, lanes: int, d
     while not outcome.is_done(options.kills) and not outcome.failures and time.monotonic() < deadline:
         home = arm / f"disturbed-{outcome.studies}"
         study = home / "study.yaml" if home.exists() else write_study(models, home, options.trials, lanes)
-        pace = Pace(ready, total, deadline, before)
+        pace = Pace(ready, total, deadline, before, server)
         results = disturb(study, max(0, options.kills - outcome.kills), rng, pace, outcome)
         if results is not None and not outcome.failures:
             count_lost_and_doubled(results, options.trials, outcome)
@@ -402,18 +467,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lanes", default="1,2", help="campaigns by number of lanes")
     parser.add_argument("--home", type=Path, help="keep everything here and go on from it")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after about so long")
+    parser.add_argument("--s3", metavar="COMMAND", help="moto's server: results there, and no disk to go on from")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    if options.s3 and options.home:
+        parser.error("moto keeps its objects in memory: with --s3 a campaign runs in one piece")
     deadline = time.monotonic() + options.seconds
     report: dict[str, Any] = {"seed": options.seed, "trials": 2 * options.trials, "machine": facts(), "lanes": {}}
     sound = done = True
-    with tempfile.TemporaryDirectory(prefix="sweeper-chaos-") as folder:
-        home = options.home or Path(folder)
+    with ExitStack() as stack:
+        home = options.home or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sweeper-chaos-")))
         home.mkdir(exist_ok=True)
+        server = stack.enter_context(ObjectServer(options.s3, home)) if options.s3 else None
         if not (home / "models").exists():
             make_models(home / "models")
         for lanes in map(int, options.lanes.split(",")):
-            outcome = campaign(home / f"lanes-{lanes}", home / "models", options, lanes, deadline)
+            outcome = campaign(home / f"lanes-{lanes}", home / "models", options, lanes, deadline, server)
             sound, done = sound and outcome.is_sound, done and outcome.is_done(options.kills)
             report["lanes"][str(lanes)] = vars(outcome) | {"victims": dict(outcome.victims), "sound": outcome.is_sound}
     first = next(iter(report["lanes"].values()))
