@@ -24,7 +24,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
-from scipy.stats.qmc import Sobol
 
 from sweeper.core.space import Params, Scalar, SearchSpace
 from sweeper.search.encoding import Encoder
@@ -81,6 +80,8 @@ class Suggestion:
 
 def startup(space: SearchSpace, index: int, seed: int) -> dict[str, Scalar]:
     """Return point ``index``, from 0, of the scrambled Sobol sequence of ``seed``."""
+    from scipy.stats.qmc import Sobol  # a second of imports, which the driver has no need of while lanes come up
+
     sequence = Sobol(max(len(space.parameters), 1), scramble=True, rng=np.random.default_rng(seed))
     if index:
         sequence.fast_forward(index)

@@ -9,14 +9,16 @@ that the model's input shows. An input that was stretched shows the image; one t
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from sweeper.tasks.base import Batch
+
+if TYPE_CHECKING:
+    import torch
 
 CLASS, SCORE, CORNERS, FRAME = 0, 1, slice(2, 6), slice(6, 8)
 NO_BOX = -1
@@ -52,6 +54,8 @@ def follow(batch: Batch, steps: NDArray[np.int64], flips: NDArray[np.bool_]) -> 
     flips:
         (B,) whether the window was mirrored afterwards.
     """
+    import torch
+
     height, width = batch.inputs["pixel_values"].shape[-2:]
     targets = batch.targets.clone()
     frame = targets[:, :, FRAME]
@@ -77,11 +81,15 @@ def area(corners: torch.Tensor) -> torch.Tensor:
 
 def to_centres(corners: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
     """Return boxes (..., 4) as centre and size in shares of the frame (..., 2): what detectors learn."""
+    import torch
+
     centre = (corners[..., :2] + corners[..., 2:]) / 2
     return torch.cat([centre / frame, (corners[..., 2:] - corners[..., :2]) / frame], dim=-1)
 
 
 def to_corners(centres: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
     """Return the inverse of `to_centres`."""
+    import torch
+
     middle, size = centres[..., :2] * frame, centres[..., 2:] * frame
     return torch.cat([middle - size / 2, middle + size / 2], dim=-1)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from sweeper.core.head import HeadSpec
 from sweeper.tasks.base import PLAIN_LOSS, LossOptions, Metric
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import CLASSIFICATION, EXPECTED_COST, classification_scores, decisions, expected_cost
+
+if TYPE_CHECKING:
+    import torch
 
 _MAX_THRESHOLDS = 512
 
@@ -38,6 +39,8 @@ class Classification(Labelled):
 
     def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
         """Return cross entropy per example (B,), in fp32; a class weight multiplies its examples' losses."""
+        from torch.nn import functional
+
         logits = outputs.logits.float()
         losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=options.label_smoothing)
         if options.focal_gamma > 0:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -73,6 +72,8 @@ class PixelExamples(NamedTargets):
     def __init__(
         self, table: pa.Table, scale: NDArray[np.float64], shift: NDArray[np.float64], targets: NDArray[Any]
     ) -> None:
+        import torch
+
         shape = tuple(int(side) for side in table.schema.metadata[b"shape"].split(b","))
         column = table.column("pixels")
         chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -90,6 +91,8 @@ class PixelExamples(NamedTargets):
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Gather B images as float32 (B, C, H, W)."""
+        import torch
+
         pixels = torch.from_numpy(self._pixels[indices]).float()
         return Batch(
             inputs={"pixel_values": pixels * self._scale + self._shift},

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from sweeper.core.head import HeadSpec, TargetKind
 from sweeper.tasks.base import PLAIN_LOSS, LossOptions, Metric
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import MULTI_LABEL, multi_label_scores
+
+if TYPE_CHECKING:
+    import torch
 
 
 class MultiLabelClassification(Labelled):
@@ -40,6 +41,9 @@ class MultiLabelClassification(Labelled):
 
     def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
         """Return binary cross entropy per example (B,), the mean over labels, in fp32."""
+        import torch
+        from torch.nn import functional
+
         logits = outputs.logits.float()
         wanted = targets.float()
         smooth = wanted * (1 - options.label_smoothing) + options.label_smoothing / 2

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,6 +20,9 @@ from sweeper.tasks.boxes import CLASS, CORNERS, FRAME, NO_BOX, SCORE, follow, fr
 from sweeper.tasks.images import PixelExamples, pixel_scale
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import DETECTION, detection_scores
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_DETECTIONS = 100
 """Detections kept of an image, as COCO's metric counts them."""
@@ -105,6 +107,8 @@ class ObjectDetection(Labelled):
         Of the targets only the frame is looked at, to bring boxes back to pixels of the original image. A detector with
         a class for "no object" gives each query its most probable class; one of sigmoids any pair of query and class.
         """
+        import torch
+
         logits, num_classes = outputs.logits.float(), len(self._facts.classes)
         if logits.shape[-1] == num_classes + 1:
             shares, classes = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
@@ -165,6 +169,8 @@ class BoxedImages(PixelExamples):
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Gather B images as float32 (B, 3, H, W), their boxes as labels and targets (B, M, 8)."""
+        import torch
+
         batch = super().batch(indices)
         inputs = {**batch.inputs, "labels": batch.targets}
         if self._shown is not None:

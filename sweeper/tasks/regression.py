@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from sweeper.core.head import HeadSpec, TargetKind
 from sweeper.tasks.base import PLAIN_LOSS, LossOptions, Metric
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import REGRESSION, regression_scores
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Regression(Labelled):
@@ -46,6 +47,8 @@ class Regression(Labelled):
 
     def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
         """Return the squared or Huber loss (delta 1) per example (B,), in units of the training deviation, in fp32."""
+        from torch.nn import functional
+
         assert options == PLAIN_LOSS, "refused before"
         scaled = ((targets.double() - self._facts.mean) / self._facts.scale).float()
         loss = functional.huber_loss if self._spec.loss == "huber" else functional.mse_loss

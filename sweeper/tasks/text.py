@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from sweeper.core.errors import InputError, Problem
@@ -98,6 +97,8 @@ class TokenExamples(NamedTargets):
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Gather B rows, padded to the bucket bound of the longest: (B, L) int64."""
+        import torch
+
         lengths = self._lengths[indices]
         width = bucket(int(lengths.max()), self._max_length)
         inside = np.arange(width) < lengths[:, None]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from sweeper.core.head import HeadSpec, TargetFacts, TargetKind
 from sweeper.spec.study import TaskSpec
@@ -18,6 +16,9 @@ from sweeper.tasks.base import PLAIN_LOSS, Batch, LossOptions, Metric, NamedTarg
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import GENERATION, generation_scores
 from sweeper.tasks.text import DEFAULT_MAX_LENGTH, bucket, pad_token, ragged
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100  # transformers' mark of positions that bear no loss
 
@@ -86,6 +87,8 @@ class TextGeneration(Labelled):
 
     def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         """Return each answer's summed cross entropy, its tokens, and how many were the most probable ones (B, 3)."""
+        import torch
+
         losses, bears = _token_losses(outputs, targets, 0.0)
         hits = (outputs.logits[:, :-1].argmax(dim=-1) == targets[:, 1:]) & bears
         return torch.stack([losses.sum(dim=1), bears.sum(dim=1).float(), hits.sum(dim=1).float()], dim=1)
@@ -122,6 +125,8 @@ def _prompt(text: str, tokenizer: Any) -> list[int]:
 
 def _token_losses(outputs: Any, targets: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cross entropy and whether it counts, of each position but the first (B, L - 1), in fp32."""
+    from torch.nn import functional
+
     logits, wanted = outputs.logits[:, :-1].float(), targets[:, 1:]
     losses = functional.cross_entropy(
         logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
@@ -145,6 +150,8 @@ class AnswerExamples(NamedTargets):
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Gather B rows, padded on the right to a bucket bound: inputs and targets (B, L)."""
+        import torch
+
         lengths = self.lengths[indices]
         width = bucket(int(lengths.max()), self._max_length)
         at = np.arange(width)

@@ -16,7 +16,6 @@ from sweeper.engine.cluster import Connection, capacity, lane_count, worker_reso
 from sweeper.engine.lanes import Lanes, LaneShape
 from sweeper.engine.tune import Conductor, Sequel, run_assignments
 from sweeper.engine.worker_config import WorkerConfig
-from sweeper.report.build import build_report
 from sweeper.store.ledger import Ledger
 from sweeper.store.profile import write_profile
 from sweeper.store.state import StudyState
@@ -24,7 +23,6 @@ from sweeper.store.tables import write_tables
 from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
 from sweeper.workflows.confirm import confirmation_runs, more_runs
-from sweeper.workflows.export import write_best
 from sweeper.workflows.manifest import (
     changes,
     open_manifest,
@@ -117,6 +115,9 @@ def execute(
             state = book.state
             write_tables(paths, state, study.objective)
         progress.phase("report")
+        from sweeper.report.build import build_report  # statistics and pages: nothing that a lane should wait for
+        from sweeper.workflows.export import write_best
+
         record_findings(study, state)
         write_best(study, state)
         build_report(paths.root)
