@@ -399,7 +399,7 @@ class TrainingRun(Iterator[Measurement]):
             factor = schedule(settings.lr_scheduler_type, step, total, settings.warmup_ratio)
             set_rates(self._optimizer, factor)
             if index == 0:
-                check_rates(self._optimizer, self._stage, factor)
+                check_rates(self._optimizer, self._live, self._layout, self._stage, factor)
             draws = self._draws(len(rows), index)
             losses += self._step_within_memory(rows, draws)
             with self._measure("optimizer"):

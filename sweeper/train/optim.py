@@ -39,25 +39,25 @@ def schedule(kind: str, step: int, total: int, warmup_ratio: float) -> float:
 
 
 def make_optimizer(settings: Settings, module: nn.Module, layout: BlockLayout, stage: Stage) -> torch.optim.Optimizer:
-    """Build the optimizer of a stage: two parameter groups for each trainable block group.
+    """Build the optimizer of a stage.
 
-    Norms, biases and everything else of fewer than two dimensions get no weight decay. Each parameter group carries
-    ``group`` (its block group) and ``peak`` (its peak rate).
+    Norms, biases and everything else of fewer than two dimensions get no weight decay. Parameters of one rate and decay
+    form one group, for a group costs a small model more than its arithmetic; each carries its ``peak`` rate.
     """
     parameters = dict(module.named_parameters())
-    groups = []
+    chosen: dict[tuple[float, float], list[nn.Parameter]] = {}
     for group, peak in sorted(stage.rates.items()):
-        mine = [parameters[name] for name in layout.groups[group]]
-        for decay, chosen in (
-            (settings.weight_decay, [p for p in mine if p.dim() >= 2]),
-            (0.0, [p for p in mine if p.dim() < 2]),
-        ):
-            if chosen:
-                groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay, "group": group})
+        for name in layout.groups[group]:
+            decay = settings.weight_decay if parameters[name].dim() >= 2 else 0.0
+            chosen.setdefault((peak, decay), []).append(parameters[name])
+    groups = [
+        {"params": members, "lr": peak, "peak": peak, "weight_decay": decay}
+        for (peak, decay), members in chosen.items()
+    ]
+    rate, momentum = settings.learning_rate, settings.momentum
     if settings.optimizer == "sgd":
-        momentum = settings.momentum
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+    return torch.optim.AdamW(groups, lr=rate, fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

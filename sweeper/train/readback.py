@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def read_stage(optimizer: torch.optim.Optimizer, module: nn.Module, layout: Bloc
     undecayed = sorted({float(g["weight_decay"]) for g in groups if any(p.dim() < 2 for p in g["params"])})
     return {
         "optimizer": type(optimizer).__name__.lower(),
-        "learning_rates": _rates(optimizer),
+        "learning_rates": _rates(optimizer, parameters, layout),
         "weight_decay": decays[0] if len(decays) == 1 else decays,
         "weight_decay_of_biases_and_norms": undecayed[0] if len(undecayed) == 1 else undecayed,
         "momentum": groups[0].get("momentum"),
@@ -72,7 +73,9 @@ def check_same_stage(recorded: dict[str, Any], live: dict[str, Any]) -> None:
         _same(f"{key} from epoch {recorded['from_epoch']}", recorded[key], value)
 
 
-def check_rates(optimizer: torch.optim.Optimizer, stage: Stage, factor: float) -> None:
+def check_rates(
+    optimizer: torch.optim.Optimizer, module: nn.Module, layout: BlockLayout, stage: Stage, factor: float
+) -> None:
     """Compare the optimizer's learning rates with the stage's peak rates times the schedule's ``factor``.
 
     Raises
@@ -80,7 +83,7 @@ def check_rates(optimizer: torch.optim.Optimizer, stage: Stage, factor: float) -
     MismatchError
         Naming the first difference.
     """
-    _same_rates(stage, factor, _rates(optimizer))
+    _same_rates(stage, factor, _rates(optimizer, dict(module.named_parameters()), layout))
 
 
 def check_model(model: Pretrained, module: nn.Module, settings: Settings) -> dict[str, list[float]]:
@@ -138,12 +141,17 @@ def check_batch_size(asked: int, live: int) -> None:
     _same("batch_size", asked, live)
 
 
-def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float | list[float]]:
+def _rates(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], layout: BlockLayout
+) -> dict[str, float | list[float]]:
     """Return each block group's learning rate as it stands now; a list where its parameters disagree."""
-    found: dict[str, set[float]] = {}
-    for group in optimizer.param_groups:
-        found.setdefault(str(group["group"]), set()).add(float(group["lr"]))
-    return {group: next(iter(rates)) if len(rates) == 1 else sorted(rates) for group, rates in found.items()}
+    live = {parameter: float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
+    found: dict[str, float | list[float]] = {}
+    for group, names in enumerate(layout.groups):
+        rates = sorted({live[parameters[name]] for name in names if parameters[name] in live})
+        if rates:
+            found[str(group)] = rates[0] if len(rates) == 1 else rates
+    return found
 
 
 def _same_rates(stage: Stage, factor: float, live: dict[str, float | list[float]]) -> None:
