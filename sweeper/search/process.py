@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.linalg.lapack import dpotri
+from scipy.linalg import LinAlgError, solve_triangular
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
 
-MAX_ITERATIONS, MAX_ITERATIONS_ON = 12, 5  # from the prior, and from an earlier fit: few data have come since
+MAX_ITERATIONS, MAX_ITERATIONS_ON = 12, 6  # from the prior, and from an earlier fit: few data have come since
 _JITTER = 1e-6
 
 
@@ -40,10 +40,9 @@ class Process:
     def __init__(self, points: Array, values: Array, theta: Array, groups: NDArray[np.int_]) -> None:
         self._points, self._values, self.theta, self._groups = points, values, theta, groups
         kernel, _ = _kernel(points, points, theta, groups)
-        kernel[np.diag_indices_from(kernel)] += math.exp(theta[-1]) + _JITTER
-        self._factor = cho_factor(kernel, lower=True)
+        self._factor = _factor(kernel, theta)
         self._mean = float(values.mean())
-        self._weights = cho_solve(self._factor, values - self._mean)
+        self._weights = dpotrs(self._factor, values - self._mean, lower=1)[0]
 
     @classmethod
     def fit(cls, points: Array, values: Array, prior: Prior, start: Sequence[float] | None) -> Process:
@@ -71,7 +70,7 @@ class Process:
         """Mean and standard deviation of the noise-free value at each point."""
         cross, _ = _kernel(points, self._points, self.theta, self._groups)
         mean = self._mean + cross @ self._weights
-        half = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
+        half = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
         variance = math.exp(self.theta[-2]) - np.einsum("ij,ij->j", half, half)
         return mean, np.sqrt(np.maximum(variance, 1e-10))
 
@@ -96,24 +95,36 @@ def _kernel(a: Array, b: Array, theta: Array, groups: NDArray[np.int_]) -> tuple
     return square, (root, decay)
 
 
+def _factor(kernel: Array, theta: Array) -> Array:
+    """(N, N) lower Cholesky factor of the covariances with noise, zero above the diagonal."""
+    noisy = kernel.copy()
+    noisy.flat[:: len(noisy) + 1] += math.exp(theta[-1]) + _JITTER
+    factor, info = dpotrf(noisy, lower=1, clean=1)
+    if info:
+        raise LinAlgError(f"the covariances of {len(noisy)} observations are not positive definite")
+    return np.asarray(factor)
+
+
 def negative_log_posterior(theta: Array, points: Array, values: Array, prior: Prior) -> tuple[float, Array]:
     """Negative log posterior of the hyperparameters, and its gradient."""
     kernel, (root, decay) = _kernel(points, points, theta, prior.groups)
-    noise = math.exp(theta[-1])
-    noisy = kernel + (noise + _JITTER) * np.eye(len(kernel))
-    factor = cho_factor(noisy, lower=True, check_finite=False)
+    factor = _factor(kernel, theta)
     centred = values - values.mean()
-    weights = cho_solve(factor, centred, check_finite=False)
-    lower, _ = dpotri(factor[0], lower=1)
-    lower = np.tril(lower)
-    inverse = lower + lower.T - np.diag(np.diag(lower))
-    slope = 0.5 * (inverse - np.outer(weights, weights))
-    radial = slope * decay * (1 + root) * (5 / 3)
+    weights = dpotrs(factor, centred, lower=1)[0]
+    half, _ = dpotri(factor, lower=1)
+    slope = half + half.T  # the inverse, with twice its diagonal
+    slope.flat[:: len(slope) + 1] *= 0.5
+    slope -= np.outer(weights, weights)
+    slope *= 0.5
+    root += 1
+    radial = slope * decay
+    radial *= root
+    radial *= 5 / 3
     scaled = points / np.exp(theta[:-2])[prior.groups]
     row = radial.sum(1)
     by_feature = 2 * ((scaled**2).T @ row - np.einsum("ij,ij->j", scaled, radial @ scaled))
     by_length = np.bincount(prior.groups, weights=by_feature, minlength=len(theta) - 2)
-    gradient = np.concatenate([by_length, [(slope * kernel).sum(), noise * np.trace(slope)]])
+    gradient = np.concatenate([by_length, [np.vdot(slope, kernel), math.exp(theta[-1]) * np.trace(slope)]])
     off = (theta - prior.mean) / prior.width
-    loss = 0.5 * centred @ weights + np.log(np.diag(factor[0])).sum() + 0.5 * off @ off
+    loss = 0.5 * centred @ weights + np.log(np.diag(factor)).sum() + 0.5 * off @ off
     return float(loss), gradient + off / prior.width

@@ -24,7 +24,7 @@ from sweeper.core.seeds import derive_seed
 from sweeper.core.space import Float, Int, Parameter, Params, Scalar, SearchSpace
 from sweeper.core.trial import TrialRecord, TrialState
 from sweeper.search.effective import Key, effective_key, untried
-from sweeper.search.surrogate import MIN_OBSERVED, NUM_STARTUP, Observed, Surrogate, startup
+from sweeper.search.surrogate import MIN_OBSERVED, NUM_STARTUP, SPREAD_EVERY, Observed, Surrogate, startup
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -32,6 +32,7 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 NUM_STARTUP_TRIALS = 10  # random draws before a model of the scores is fitted: Optuna's default
 STARTUP_STRIDE = 1024  # points further on in the Sobol sequence, where one repeats a configuration
 NUM_REDRAWS = 20  # further suggestions when one repeats an earlier configuration
+REFIT_SHARE = 0.1  # the surrogate is fitted anew once so many more results are known, of those at its last fit
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ class ModelSearch:
         self._seen: set[Key] = set()
         self._observed: list[Observed] = []  # what ended, in the order of its ends
         self._paused: dict[int, int] = {}  # by number of a trial that waits: its place among the observed
-        self._theta: list[float] | None = None  # where the surrogate's next fit begins
+        self._num_results = 0  # pauses and ends so far
+        self._theta: list[float] | None = None  # the surrogate's last fit
+        self._fitted_with = 0  # results that it knew
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -192,12 +195,14 @@ class ModelSearch:
                 self.ask(record.spec.number)
             else:
                 self._add(record.spec.number, record.spec.params, attributes[trial_id])
-                self._theta = attributes[trial_id].get("surrogate", self._theta)
+                if (theta := attributes[trial_id].get("surrogate")) is not None:
+                    self._theta, self._fitted_with = theta, self._num_results
 
     def _observe(self, record: TrialRecord, metric: Mapping[int, float], *, failed: bool = False) -> None:
         """Note a trial's curve; one that waited before is known by the longer curve."""
         losses = {epoch: self._objective.loss(value) for epoch, value in metric.items()}
         observed = Observed(record.spec.params, losses, failed or not losses)
+        self._num_results += 1
         at = self._paused.setdefault(record.spec.number, len(self._observed))
         self._observed[at : at + 1] = [observed]
 
@@ -211,27 +216,34 @@ class ModelSearch:
         """Suggest by the package's own model of configuration and epoch, or for its start."""
         usable = sum(not observed.failed for observed in self._observed)
         if number < NUM_STARTUP or usable < MIN_OBSERVED:
-            return self._ask_start(number)
+            return self._ask_spread(number, number - 1)
+        since, step = divmod(number - NUM_STARTUP, SPREAD_EVERY)
+        if step == SPREAD_EVERY - 1:
+            return self._ask_spread(number, NUM_STARTUP - 1 + since)
+        refit = self._num_results > self._fitted_with * (1 + REFIT_SHARE)
         problem = Surrogate(
             space=self._space,
             observed=self._observed,
             running=[dict(trial.params) for n, trial in self._trials.items() if n not in self._paused],
             max_epochs=self._max_epochs,
             is_new=self._is_new,
-            start=self._theta,
+            theta=self._theta,
+            refit=refit,
         )
         found = problem.suggest(derive_seed(self._seed, "surrogate", self._model, number))
-        self._theta = found.theta
-        attributes = {"surrogate": found.theta}
+        attributes = {}
+        if refit:
+            self._theta, self._fitted_with = found.theta, self._num_results
+            attributes["surrogate"] = found.theta
         if found.params is None:
             return self._ask_untried(number, attributes)
         return Asked(self._add(number, found.params, {}), attributes)
 
-    def _ask_start(self, number: int) -> Asked | None:
-        """Suggest a point of this search's Sobol sequence, a later one where the first repeats a configuration."""
+    def _ask_spread(self, number: int, index: int) -> Asked | None:
+        """Suggest point ``index`` of this search's Sobol sequence, a later one where it repeats a configuration."""
         seed = derive_seed(self._seed, "startup", self._model)
         for redraw in range(NUM_REDRAWS + 1):
-            params = startup(self._space, number - 1 + redraw * STARTUP_STRIDE, seed)
+            params = startup(self._space, index + redraw * STARTUP_STRIDE, seed)
             if self._is_new(params):
                 return Asked(self._add(number, params, {}), {})
         return self._ask_untried(number, {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from statistics import median
@@ -209,41 +209,35 @@ class _Rung:
     def __init__(self) -> None:
         self.first: dict[str, Decision] = {}  # by trial: what was decided on arrival
         self.passed: set[str] = set()
-        self.protected = 0  # trials that pass whatever their value
-        self._order: list[tuple[float, int]] = []  # (loss, arrival), best first
-        self._waiting: list[tuple[float, int, str]] = []  # a heap
+        self._protected = 0  # trials that pass whatever their value
+        self._waiting: list[tuple[float, int, str]] = []  # a heap: (loss, arrival, trial), best first
 
     def arrive(self, trial_id: str, loss: float, factor: int, *, protected: bool) -> Decision:
-        """Enter a value; within the best 1/η a trial goes on at once."""
-        key = (loss, len(self.first))
-        insort(self._order, key)
-        self.protected += protected
-        if protected or bisect_left(self._order, key) < len(self._order) // factor:
+        """Enter a value; a trial that may pass goes on at once."""
+        self.first[trial_id] = Decision.PAUSE
+        heapq.heappush(self._waiting, (loss, len(self.first), trial_id))
+        self._protected += protected
+        if protected or self.best_waiting(factor) == trial_id:
             self.passed.add(trial_id)
             self.first[trial_id] = Decision.CONTINUE
-        else:
-            heapq.heappush(self._waiting, (*key, trial_id))
-            self.first[trial_id] = Decision.PAUSE
         return self.first[trial_id]
 
-    def best_waiting(self, factor: int, *, last: bool) -> str | None:
-        """Return the best waiting trial if it has earned to go on."""
+    def best_waiting(self, factor: int, *, last: bool = False) -> str | None:
+        """Return the best waiting trial, as long as fewer than one in ``factor`` have passed."""
         while self._waiting and self._waiting[0][2] in self.passed:
             heapq.heappop(self._waiting)
-        if not self._waiting:
-            return None
-        loss, arrival, trial_id = self._waiting[0]
-        rank = bisect_left(self._order, (loss, arrival))
-        earned = rank < len(self._order) // factor or (last and len(self.passed) == self.protected)
-        return trial_id if earned else None
+        passed = len(self.passed) - self._protected
+        is_free = passed < len(self.first) // factor or (last and not passed)
+        return self._waiting[0][2] if self._waiting and is_free else None
 
 
 class AshaPromotion:
-    """Asynchronous successive halving as published, the promotion variant (Li et al. 2020, algorithm 2).
+    """Asynchronous successive halving that pauses trials (Li et al. 2020, algorithm 2), with delayed promotions.
 
-    A trial that reaches a rung waits there until it is among the best 1/η of those that have reached it; its lane is
-    free meanwhile. One that is so on arrival goes on at once. Promotions from higher rungs come first, and all of them
-    before new trials. Nobody is promoted for having come early, unlike in the stopping variant.
+    A trial that reaches a rung waits there, its lane is free meanwhile. The best waiting one goes on as long as no more
+    than one in η of those that have reached the rung has passed it (D-ASHA: Li et al. 2022, arXiv 2201.06834), which is
+    so on arrival now and then. Promotions from higher rungs come first, and all of them before new trials. Without the
+    delay every trial passes that is among the best 1/η on arrival: when suggestions improve that is most of them.
 
     Parameters are those of `AshaStopping`.
     """
@@ -261,7 +255,7 @@ class AshaPromotion:
         return tuple(self._rungs)
 
     def decide(self, trial_id: str, epoch: int, value: float, *, protected: bool = False) -> Decision:
-        """Pause a trial that is not yet among the best 1/η of its rung; see `EarlyStopping`."""
+        """Pause a trial that may not pass its rung yet; see `EarlyStopping`."""
         rung = self._rungs.get(epoch)
         if rung is None or trial_id in rung.passed:
             return Decision.CONTINUE
@@ -351,9 +345,10 @@ def _first_rung(max_epochs: int, grace_fraction: float) -> int:
 def _geometric_rungs(max_epochs: int, factor: int, grace_fraction: float) -> tuple[int, ...]:
     def rungs() -> Iterator[int]:
         rung = _first_rung(max_epochs, grace_fraction)
-        while rung < max_epochs:
+        if rung < max_epochs:
             yield rung
-            rung *= factor
+        while (rung := rung * factor) <= max_epochs / 2:  # a later one would spare little
+            yield rung
 
     return tuple(rungs())
 

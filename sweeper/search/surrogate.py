@@ -4,11 +4,13 @@ A trial gives one observation for each epoch at which trials ended that it reach
 off first, so that a trial that was stopped early is compared with what others had reached at that epoch; the process
 then predicts values at the full budget. It is never told that a stopped trial was complete.
 
-- Start: the default, then a scrambled Sobol sequence (Owen 1998), so that few trials cover the space.
+- Start: the default, then a scrambled Sobol sequence (Owen 1998), so that few trials cover the space. Later on every
+  fourth suggestion goes on with it, against a process that is wrong and sure: what costs a trial little, because early
+  stopping ends most of them soon, frees searches that are stuck (as the random third of BOHB, Falkner et al. 2018).
 - Scores: bad ones are cut off (winsorised), because what matters is the shape near the best.
 - Acquisition: expected improvement (Jones et al. 1998) at the full budget over random points and points near the best
   ones, the most promising of which are then moved further. Trials under way count with their predicted value (kriging
-  believer, Ginsbourger et al. 2010). A few suggestions are drawn at random, against a process that is wrong and sure.
+  believer, Ginsbourger et al. 2010).
 - Trials that failed or were infeasible say nothing about scores. A second process, of how they ended, gives the chance
   that a configuration ends well, by which the improvement is multiplied (Gelbart et al. 2014, arXiv 1403.5607).
 """
@@ -19,7 +21,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,15 +33,15 @@ from sweeper.search.process import Prior, Process
 Array = NDArray[np.float64]
 
 NUM_STARTUP = 6  # trials, the default among them, before the process suggests
+SPREAD_EVERY = 4  # later on one suggestion in so many goes on with the Sobol sequence
 MIN_OBSERVED = 4  # usable trials that it needs
 MAX_OBSERVATIONS = 128  # fitted at once; keeps a suggestion's cost bounded
 NUM_ENDS = 30  # latest failures, and latest trials without one, that the chance of success is learnt from
 MAX_EPOCHS_SEEN = 5  # epochs of one trial that are looked at
-EXPLORATION = 0.05  # share of suggestions that are random whatever the process believes
 NUM_RANDOM, NUM_NEAR, NUM_CENTRES = 512, 64, 8
 NUM_BEST, NUM_MOVED, WIDTHS = 8, 16, (0.1, 0.03)  # the best candidates are moved, by at most these shares of a range
 LARGEST = 1e100  # of a loss
-WORST = -3.0  # in units of (90% quantile - median)
+WORST = -6.0  # in units of (90% quantile - median): nearer, and all but the neighbourhood of the best would look alike
 LEAST_CHANCE = 1e-3
 
 LENGTH_SCALE = 0.6  # of a parameter's range, before anything is known
@@ -61,15 +62,10 @@ class Observed:
         """The last epoch that was measured."""
         return max(self.losses)
 
-    @cached_property
-    def bounded(self) -> dict[int, float]:
-        """The losses, none so large that differences overflow."""
-        return {epoch: min(max(loss, -LARGEST), LARGEST) for epoch, loss in self.losses.items()}
-
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A configuration, and the logarithms of the hyperparameters that were fitted: where the next fit begins.
+    """A configuration, and the logarithms of the hyperparameters that it was found with.
 
     ``params`` is None where none of the candidates is new.
     """
@@ -102,8 +98,10 @@ class Surrogate:
         The full budget, at which predictions are made.
     is_new:
         Whether a configuration may be suggested.
-    start:
-        `Suggestion.theta` of the suggestion before.
+    theta:
+        `Suggestion.theta` of the last fit.
+    refit:
+        Whether hyperparameters are fitted anew, beginning at ``theta``; else ``theta`` is used as it is.
     """
 
     space: SearchSpace
@@ -111,26 +109,28 @@ class Surrogate:
     running: Sequence[Params]
     max_epochs: int
     is_new: Callable[[Params], bool] = lambda params: True  # noqa: ARG005
-    start: Sequence[float] | None = None
+    theta: Sequence[float] | None = None
+    refit: bool = True
 
     def suggest(self, seed: int) -> Suggestion:
         """Suggest a configuration; at least one of the observed trials must not have failed."""
         rng = np.random.default_rng(seed)
         encoder = Encoder(self.space)
-        random = rng.random((NUM_RANDOM, encoder.num_parameters))
-        explore = rng.random() < EXPLORATION
         scores = _scores(encoder, self.observed, self.max_epochs)
-        process = Process.fit(scores.points, scores.values, _prior(encoder, with_epoch=True), self.start)
-        if explore:
-            candidates, gains = random, -np.arange(len(random), dtype=np.float64)
-        else:
-            acquisition = self._acquisition(encoder, process, scores)
-            centres = encoder.units([self.observed[index].params for index in scores.best])
-            near = encoder.neighbours(centres, NUM_NEAR, rng)
-            candidates, gains = _climb(encoder, np.vstack([random, near]), acquisition, rng)
+        process = self._process(encoder, scores)
+        acquisition = self._acquisition(encoder, process, scores)
+        random = rng.random((NUM_RANDOM, encoder.num_parameters))
+        near = encoder.neighbours(encoder.units(scores.best), NUM_NEAR, rng)
+        candidates, gains = _climb(encoder, np.vstack([random, near]), acquisition, rng)
         order = np.argsort(-gains, kind="stable")
         ranked = (encoder.decode(candidates[index].tolist()) for index in order)
         return Suggestion(next(filter(self.is_new, ranked), None), process.theta.tolist())
+
+    def _process(self, encoder: Encoder, scores: _Scores) -> Process:
+        prior = _prior(encoder, with_epoch=True)
+        if self.refit or self.theta is None or len(self.theta) != len(prior.mean):
+            return Process.fit(scores.points, scores.values, prior, self.theta)
+        return Process(scores.points, scores.values, np.asarray(self.theta), prior.groups)
 
     def _acquisition(self, encoder: Encoder, process: Process, scores: _Scores) -> Callable[[Array], Array]:
         """Return the function from (N, P) unit rows to the logarithms of what trying them is expected to gain."""
@@ -172,36 +172,38 @@ def _prior(encoder: Encoder, *, with_epoch: bool) -> Prior:
 class _Scores:
     """Observations: (N, D + 1) points with the logarithm of the share of the budget, (N,) scores, higher is better.
 
-    ``best`` are numbers of the best trials.
+    ``best`` are the configurations of the best trials.
     """
 
     points: Array
     values: Array
-    best: list[int]
+    best: list[Params]
 
 
 def _scores(encoder: Encoder, observed: Sequence[Observed], max_epochs: int) -> _Scores:
-    ends = {index: trial.end for index, trial in enumerate(observed) if not trial.failed}
-    epochs = _epochs_looked_at(list(ends.values()), max_epochs)
-    course = _mean_course([observed[index].bounded for index in ends], epochs)
-    different = sorted({*epochs, *ends.values()})
-    usual = dict(zip(different, np.interp(np.log(different), np.log(epochs), course).tolist(), strict=True))
-    rows: list[tuple[int, int, float]] = []  # trial, epoch, score
-    for index, end in ends.items():
-        losses = observed[index].bounded
-        reached = [epoch for epoch in epochs if epoch in losses]
-        reached += [] if end in epochs else [end]
-        rows += [(index, epoch, usual[epoch] - losses[epoch]) for epoch in reached]
-    values = np.array([score for *_, score in rows])
+    usable = [trial for trial in observed if not trial.failed]
+    ends = np.array([trial.end for trial in usable])
+    epochs = _epochs_looked_at(ends, max_epochs)
+    table = np.array([[*(t.losses.get(epoch, math.nan) for epoch in epochs), t.losses[t.end]] for t in usable])
+    table = np.clip(table, -LARGEST, LARGEST)
+    table[np.isin(ends, epochs), -1] = math.nan  # stands in another column already
+    reached = np.column_stack([np.broadcast_to(epochs, (len(usable), len(epochs))), ends])
+    usual = np.interp(np.log(reached), np.log(epochs), _mean_course(table[:, :-1]))
+    trial, column = np.nonzero(~np.isnan(table))
+    values = _standardised((usual - table)[trial, column])
+    order = np.argsort(-values, kind="stable")
+    best = [usable[index].params for index in _first_different(trial[order].tolist(), NUM_CENTRES)]
+    kept = _thinned(order)
+    features = encoder.features(encoder.units([usable[index].params for index in trial[kept]]))
+    share = np.log(reached[trial[kept], column[kept]] / max_epochs)
+    return _Scores(np.column_stack([features, share]), values[kept], best)
+
+
+def _standardised(values: Array) -> Array:
+    """Return scores in units of (90% quantile - median) from the median, the bad ones cut off."""
     middle = float(np.median(values))
     scale = float(np.quantile(values, 0.9)) - middle or 1.0
-    values = np.maximum((values - middle) / scale, WORST)
-    order = np.argsort(-values, kind="stable")
-    best = _first_different((rows[row][0] for row in order), NUM_CENTRES)
-    kept = _thinned(order)
-    features = encoder.features(encoder.units([observed[rows[row][0]].params for row in kept]))
-    share = np.array([math.log(rows[row][1] / max_epochs) for row in kept])
-    return _Scores(np.column_stack([features, share]), values[kept], best)
+    return np.maximum((values - middle) / scale, WORST)
 
 
 def _first_different(numbers: Iterable[int], count: int) -> list[int]:
@@ -224,21 +226,24 @@ def _thinned(best_first: NDArray[np.intp]) -> list[int]:
     return sorted(kept | {others[at] for at in spread})
 
 
-def _epochs_looked_at(ends: Sequence[int], max_epochs: int) -> list[int]:
+def _epochs_looked_at(ends: NDArray[np.int_], max_epochs: int) -> list[int]:
     """Return the epochs at which trials ended; of many different ones a few, such that as many end between any two."""
-    different = sorted({*ends, max_epochs})
+    different = sorted({*ends.tolist(), max_epochs})
     if len(different) <= MAX_EPOCHS_SEEN:
         return different
     quantiles = np.quantile(ends, np.linspace(0, 1, MAX_EPOCHS_SEEN), method="nearest")
     return sorted({*quantiles.astype(int).tolist(), max_epochs})
 
 
-def _mean_course(losses: Sequence[Mapping[int, float]], epochs: Sequence[int]) -> list[float]:
-    """Return the loss of an average trial at each epoch, up to a constant: median steps of trials with both epochs."""
+def _mean_course(losses: Array) -> list[float]:
+    """Return the loss of an average trial at each epoch, up to a constant: median steps of trials with both epochs.
+
+    ``losses``: (N, E), NaN where a trial has not reached the epoch.
+    """
     course = [0.0]
-    for before, epoch in pairwise(epochs):
-        steps = [trial[epoch] - trial[before] for trial in losses if epoch in trial and before in trial]
-        course.append(course[-1] + (float(np.median(steps)) if steps else 0.0))
+    for steps in np.diff(losses, axis=1).T:
+        known = steps[~np.isnan(steps)]
+        course.append(course[-1] + (float(np.median(known)) if len(known) else 0.0))
     return course
 
 

@@ -25,10 +25,12 @@ def new(kind, max_epochs=9, grace=0.3):
     return make_stopping(SchedulerSpec(type=kind, grace_fraction=grace), OBJECTIVE, max_epochs)
 
 
-def test_the_rungs_begin_at_the_grace_and_grow_by_the_factor():
+def test_the_rungs_begin_at_the_grace_and_grow_by_the_factor_up_to_half_of_the_budget():
     for kind in (AshaStopping, AshaPromotion, Hyperband):
         assert kind(OBJECTIVE, 27, 3, 0.1).rungs == (3, 9)
-        assert kind(OBJECTIVE, 8, 3, 0.25).rungs == (2, 6)
+        assert kind(OBJECTIVE, 8, 3, 0.25).rungs == (2,)
+        assert kind(OBJECTIVE, 12, 3, 0.1).rungs == (2, 6)
+        assert kind(OBJECTIVE, 8, 3, 0.7).rungs == (6,), "asked for"
         assert kind(OBJECTIVE, 1, 3, 0.25).rungs == ()
     assert MedianStopping(OBJECTIVE, 8, 0.25).rungs == (2, 3, 4, 5, 6, 7)
 
@@ -42,7 +44,7 @@ def test_asha_keeps_the_best_third_and_spares_the_protected():
     assert asha.decide("e", 4, 0.0) is Decision.CONTINUE
 
 
-def test_a_trial_waits_at_a_rung_until_it_is_among_the_best_third():
+def test_a_trial_waits_at_a_rung_until_it_is_the_best_and_fewer_than_a_third_have_passed():
     asha = AshaPromotion(OBJECTIVE, 9, 3, 0.3)
     assert asha.decide("default", 3, 0.1, protected=True) is Decision.CONTINUE
     assert asha.decide("a", 3, 0.5) is Decision.PAUSE
@@ -52,7 +54,25 @@ def test_a_trial_waits_at_a_rung_until_it_is_among_the_best_third():
     assert asha.promote() is None
     assert asha.decide("a", 3, 0.5) is Decision.CONTINUE, "told again after its promotion"
     assert [asha.decide(name, 3, value) for name, value in (("c", 0.3), ("d", 0.2))] == [Decision.PAUSE] * 2
-    assert asha.decide("e", 3, 0.6) is Decision.CONTINUE, "it has earned its promotion on arrival"
+    assert asha.decide("e", 3, 0.6) is Decision.CONTINUE, "it may pass on arrival"
+    assert [asha.decide(name, 3, value) for name, value in (("f", 0.7), ("g", 0.8))] == [Decision.PAUSE] * 2, (
+        "a third has"
+    )
+    assert asha.decide("h", 3, 0.1) is Decision.PAUSE
+    assert asha.promote() == Promotion("g", 3)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=80), st.integers(2, 4))
+def test_at_most_one_in_the_factor_passes_a_rung_however_much_suggestions_improve(events, factor):
+    asha = AshaPromotion(OBJECTIVE, 9, factor, 0.3)
+    passed = set()
+    for arrived, (value, improves) in enumerate(events, 1):
+        if asha.decide(str(arrived), 3, value + arrived * improves) is Decision.CONTINUE:
+            passed.add(str(arrived))
+        while (promotion := asha.promote()) is not None:
+            assert promotion.trial_id not in passed
+            passed.add(promotion.trial_id)
+        assert len(passed) == arrived // factor, "no fewer either"
 
 
 def test_a_search_that_ends_lets_the_best_of_each_rung_pass():
