@@ -25,7 +25,7 @@ from sweeper.models import adapters
 from sweeper.models.load import Pretrained
 from sweeper.tasks.base import Batch, Examples, LossOptions, Task
 from sweeper.train import checkpoint, parallel, sharding
-from sweeper.train.activation_cache import ActivationStore, Serving, cached_prefix, uncached
+from sweeper.train.activation_cache import ActivationStore, Prefix, Serving, cached_prefix, is_worth_it, uncached
 from sweeper.train.augment import Augmentation, Draws
 from sweeper.train.balance import class_weights
 from sweeper.train.batches import epoch_batches, steps_per_epoch
@@ -321,7 +321,7 @@ class TrainingRun(Iterator[Measurement]):
         self._wrapped = sharded if self._is_sharded else parallel.wrap(self._module, self._device)
         self._frozen = self._layout.frozen_modules(self._live, stage.rates)
         with self._measure("cache"):
-            self._serve_train, self._serve_validation = self._serve("train"), self._serve("validation")
+            self._serve_train, self._serve_validation = self._serve()
 
     def _is_pristine_below(self, boundary: int) -> bool:
         """Whether every weight below a boundary is the checkpoint's: none drawn anew, none trained before."""
@@ -331,21 +331,31 @@ class TrainingRun(Iterator[Measurement]):
         kept = layout.num_blocks - self._settings.num_reinitialised_blocks
         return boundary - 1 <= kept and not any(name.startswith(drawn) for name in below if drawn)
 
-    def _serve(self, split: str) -> Serving:
-        """Return how a split's batches get past the frozen blocks of this stage: from stored states, if possible."""
-        boundary = self._stage.lowest
-        if self._activations is None or not self._augmentation.is_off or not self._is_pristine_below(boundary):
-            return uncached
-        return cached_prefix(
-            self._activations,
-            self._module,
-            self._model.layout,
-            boundary,
-            self._data.train if split == "train" else self._data.validation,
-            f"{self._model.info.fingerprint} {self._data.key} {split}",
+    def _serve(self) -> tuple[Serving, Serving]:
+        """Return how batches of train and validation get past the frozen blocks of this stage: from a store, if so."""
+        boundary, data = self._stage.lowest, self._data
+        later = [stage.from_epoch for stage in self._stages if stage.from_epoch > self._stage.from_epoch]
+        num_epochs = min(later, default=self._trial.max_epochs) - self._stage.from_epoch
+        num_rows = len(data.train) + len(data.validation)
+        if (
+            self._activations is None
+            or not self._augmentation.is_off
+            or not self._is_pristine_below(boundary)
+            or not is_worth_it(num_rows, num_epochs, boundary, self._model.layout.num_blocks)
+        ):
+            return uncached, uncached
+        prefix = Prefix(
+            module=self._module,
+            layout=self._model.layout,
+            boundary=boundary,
+            key=f"{self._model.info.fingerprint} {data.key}",
             device=self._device,
             precision=self._options.precision,
             autocast=self._options.autocast,
+        )
+        return (
+            cached_prefix(self._activations, prefix, data.train, "train"),
+            cached_prefix(self._activations, prefix, data.validation, "validation"),
         )
 
     def _restore(self, snapshot: checkpoint.Snapshot) -> None:
