@@ -65,6 +65,8 @@ def read_examples(source: Source) -> Examples:
     models, seeds = (table.column(name).to_numpy(zero_copy_only=False) for name in ("model", "seed"))
     ids = np.array(table.column("example_id").to_pylist(), dtype=object)
     targets, predictions = (_values(table.column(name), kind) for name in ("target", "prediction"))
+    if kind == "other" and pa.types.is_integer(table.schema.field("prediction").type):  # whether the answer was given
+        predictions = np.where(predictions == "1", targets, "another text")
     order: list[str] = []
     runs: dict[str, list[NDArray[Any]]] = {}
     truth: NDArray[Any] | None = None

@@ -121,6 +121,12 @@ class TaskSpec(_Section):
     max_length: int | None = Field(
         None, ge=4, description="text: longest input in tokens; None: 256, or less where the model takes less"
     )
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="text generation: most tokens of the answers that the model writes at each evaluation, which adds "
+        "the metrics `generated_match`, `bleu` and `chrf`; None: it writes none, which is much faster",
+    )
     image_size: int | None = Field(None, ge=8, description="images: side in pixels; None: the processor's own")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -189,6 +189,25 @@ class Task(Protocol):
 
     def baseline(self, train: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
         """Every metric of the trivial answer, learnt from the training targets alone: majority class or mean."""
+        ...
+
+
+@runtime_checkable
+class Writing(Protocol):
+    """A task whose model may also write answers of its own; they stand behind what ``predict`` kept.
+
+    ``num_kept`` is how many columns ``predict`` keeps.
+    """
+
+    num_kept: int
+
+    @property
+    def writes(self) -> bool:
+        """Whether the study asks for it."""
+        ...
+
+    def write(self, module: Any, examples: Any, rows: NDArray[np.int64], device: torch.device) -> NDArray[np.float32]:
+        """Return what the model, in evaluation mode, answers to rows by itself: (B, C) numbers."""
         ...
 
 

@@ -63,6 +63,9 @@ class Labelled(ABC):
         if spec.costs is not None and (self.target_kind != "class" or len(self._facts.classes) != 2):
             rule = "costs of mistakes need a task of two classes"
             problems.append(Problem("task.costs", rule, str(spec.costs), "remove them"))
+        if spec.max_new_tokens is not None and self.target_kind != "text":
+            rule = "only text generation writes answers"
+            problems.append(Problem("task.max_new_tokens", rule, str(spec.max_new_tokens), "remove it"))
         if problems:
             raise InputError(problems)
         goal = (spec.metric.goal if spec.metric else None) or self.metrics[name].goal

@@ -66,6 +66,12 @@ GENERATION = _table(
     ),
     Metric("exact_match", "maximize", "share of answers that greedy decoding gives exactly, the end token included"),
 )
+WRITTEN = _table(
+    Metric("generated_match", "maximize", "share of written texts that are the answer, white space at the ends aside"),
+    Metric("bleu", "maximize", "BLEU of all written texts, 0 to 100, as sacrebleu has it (13a tokens)"),
+    Metric("chrf", "maximize", "chrF2 of all written texts, 0 to 100, as sacrebleu has it: shared pieces of words"),
+)
+"""Beside those of `GENERATION`, where `task.max_new_tokens` lets the model write."""
 
 
 DETECTION = _table(
@@ -212,6 +218,19 @@ def generation_scores(kept: NDArray[Any]) -> dict[str, float]:
         "perplexity": float(np.exp(min(entropy / tokens, 50.0))),
         "token_accuracy": float(hits / tokens),
         "exact_match": float(np.mean(kept[:, 1] == kept[:, 2])),
+    }
+
+
+def written_scores(targets: NDArray[Any], written: NDArray[Any]) -> dict[str, float]:
+    """Score generated texts (N,) against the answers (N,)."""
+    from sacrebleu.metrics import BLEU, CHRF
+
+    texts, answers = [str(text) for text in written], [[str(target) for target in targets]]
+    same = [text.strip() == answer.strip() for text, answer in zip(texts, answers[0], strict=True)]
+    return {
+        "generated_match": float(np.mean(same)),
+        "bleu": float(BLEU().corpus_score(texts, answers).score),
+        "chrf": float(CHRF().corpus_score(texts, answers).score),
     }
 
 

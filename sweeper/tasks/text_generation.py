@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sweeper.core.errors import InputError, Problem
 from sweeper.core.head import HeadSpec, TargetFacts, TargetKind
 from sweeper.spec.study import TaskSpec
 from sweeper.tasks.base import PLAIN_LOSS, Batch, LossOptions, Metric, NamedTargets
 from sweeper.tasks.labelled import Labelled
-from sweeper.tasks.metrics import GENERATION, generation_scores
+from sweeper.tasks.metrics import GENERATION, WRITTEN, generation_scores, written_scores
 from sweeper.tasks.text import DEFAULT_MAX_LENGTH, bucket, pad_token, ragged
+from sweeper.tasks.written import as_numbers, as_texts, write_greedily
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +40,14 @@ class TextGeneration(Labelled):
     max_eval_examples: ClassVar[int] = 8
     """Examples of an evaluation batch at most: logits over the whole vocabulary are large."""
 
+    num_kept: ClassVar[int] = 3
+
     def __init__(self, spec: TaskSpec, facts: TargetFacts | Sequence[str]) -> None:
         super().__init__(spec, facts)
         self._max_length = spec.max_length or DEFAULT_MAX_LENGTH
+        if self.writes and find_spec("sacrebleu") is None:
+            remedy = "install the extra: pip install 'fairsweep[generation]'"
+            raise InputError(Problem("task.max_new_tokens", "BLEU needs sacrebleu", "not installed", remedy))
 
     @property
     def head(self) -> HeadSpec:
@@ -49,7 +57,12 @@ class TextGeneration(Labelled):
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """All metrics by name."""
-        return GENERATION
+        return {**GENERATION, **WRITTEN} if self.writes else GENERATION
+
+    @property
+    def writes(self) -> bool:
+        """Whether evaluations let the model write answers of its own."""
+        return self._spec.max_new_tokens is not None
 
     def cache_key(self) -> str:
         """Encoding depends on the length limit only."""
@@ -77,7 +90,13 @@ class TextGeneration(Labelled):
 
     def open(self, encoded: pa.Table, preprocessor: Any) -> AnswerExamples:
         """Wrap for random access."""
-        return AnswerExamples(encoded, pad_token(preprocessor), min(self._max_length, preprocessor.model_max_length))
+        limit = preprocessor.model_max_length
+        if self._spec.max_new_tokens is not None and limit <= self._spec.max_new_tokens:
+            rule = "must leave room for a prompt in the length that the model takes"
+            raise InputError(
+                Problem("task.max_new_tokens", rule, f"{self._spec.max_new_tokens} of {limit}", "lower it")
+            )
+        return AnswerExamples(encoded, pad_token(preprocessor), min(self._max_length, limit), preprocessor)
 
     def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
         """Return the mean cross entropy of each example's answer tokens (B,): every example counts alike."""
@@ -93,23 +112,37 @@ class TextGeneration(Labelled):
         hits = (outputs.logits[:, :-1].argmax(dim=-1) == targets[:, 1:]) & bears
         return torch.stack([losses.sum(dim=1), bears.sum(dim=1).float(), hits.sum(dim=1).float()], dim=1)
 
-    def decide(self, predictions: NDArray[Any], threshold: float | None = None) -> NDArray[np.int64]:  # noqa: ARG002
-        """Return 1 where greedy decoding gives exactly the answer, else 0 (N,)."""
+    def write(
+        self, module: Any, examples: AnswerExamples, rows: NDArray[np.int64], device: torch.device
+    ) -> NDArray[np.float32]:
+        """Return the answers that a model writes by itself, as code points (B, C)."""
+        assert self._spec.max_new_tokens is not None, "asked of a task that writes nothing"
+        longest = examples.tokenizer.model_max_length - self._spec.max_new_tokens
+        inputs = {name: tensor.to(device) for name, tensor in examples.prompts(rows, longest).items()}
+        return as_numbers(write_greedily(module, inputs, self._spec.max_new_tokens, examples.tokenizer))
+
+    def decide(self, predictions: NDArray[Any], threshold: float | None = None) -> NDArray[Any]:  # noqa: ARG002
+        """Return the texts that were written (N,); without any 1 where greedy decoding gives the answer, else 0."""
+        if self.writes:
+            return as_texts(predictions[:, self.num_kept :])
         return np.equal(predictions[:, 1], predictions[:, 2]).astype(np.int64)  # type: ignore[no-any-return]
 
     def score(
         self,
-        targets: NDArray[Any],  # noqa: ARG002
+        targets: NDArray[Any],
         predictions: NDArray[Any],
         threshold: float | None = None,  # noqa: ARG002
     ) -> dict[str, float]:
-        """Score what `predict` kept (N, 3)."""
-        return generation_scores(predictions)
+        """Score what `predict` kept (N, 3), and what was written behind it."""
+        scores = generation_scores(predictions[:, : self.num_kept])
+        return {**scores, **written_scores(targets, self.decide(predictions))} if self.writes else scores
 
     def baseline(self, train: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Score the most frequent training answer by exact match; it has no perplexity."""
+        """Score the most frequent training answer; it has no perplexity."""
         answers, counts = np.unique(train, return_counts=True)
-        return {"exact_match": float(np.mean(targets == answers[counts.argmax()]))}
+        usual = answers[counts.argmax()]
+        scores = {"exact_match": float(np.mean(targets == usual))}
+        return {**scores, **written_scores(targets, np.full(len(targets), usual))} if self.writes else scores
 
 
 def _prompt(text: str, tokenizer: Any) -> list[int]:
@@ -137,7 +170,8 @@ def _token_losses(outputs: Any, targets: torch.Tensor, smoothing: float) -> tupl
 class AnswerExamples(NamedTargets):
     """Prompts and answers in Arrow memory, padded per batch; prompts and padding are masked in the targets."""
 
-    def __init__(self, table: pa.Table, pad_token_id: int, max_length: int) -> None:
+    def __init__(self, table: pa.Table, pad_token_id: int, max_length: int, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
         self._pad, self._max_length = pad_token_id, max_length
         self._offsets, self._values = ragged(table, "input_ids")
         self._starts = table.column("answer_start").to_numpy()
@@ -161,3 +195,14 @@ class AnswerExamples(NamedTargets):
         targets = np.where(inside & (at >= self._starts[indices][:, None]), tokens, IGNORED)
         inputs = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(inside.astype(np.int64))}
         return Batch(inputs=inputs, targets=torch.from_numpy(targets))
+
+    def prompts(self, indices: NDArray[np.int64], longest: int) -> dict[str, torch.Tensor]:
+        """Gather the ends of B prompts, at most ``longest`` tokens of each, padded on the left: (B, L) int64."""
+        starts = self._starts[indices].astype(np.int64)
+        lengths = np.minimum(starts, longest)
+        width = max(1, min(bucket(int(lengths.max()), self._max_length), longest))
+        at = np.arange(width) - width + lengths[:, None]  # below 0: padding
+        tokens = np.full(at.shape, self._pad, dtype=np.int64)
+        first = self._offsets[indices] + starts - lengths
+        tokens[at >= 0] = self._values[(first[:, None] + at)[at >= 0]]
+        return {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy((at >= 0).astype(np.int64))}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sweeper.core.errors import InfeasibleError
 from sweeper.models.load import Pretrained
-from sweeper.tasks.base import Batch, Examples, Predictions, Task
+from sweeper.tasks.base import Batch, Examples, Predictions, Task, Writing
 from sweeper.train import parallel
 from sweeper.train.activation_cache import Serving, uncached
 from sweeper.train.options import TrainOptions
@@ -44,11 +44,19 @@ def evaluate(
     module.eval()
     exhausted = False
     lockstep = is_sharded(module)
+    writes = isinstance(task, Writing) and task.writes
+    if writes and lockstep:
+        raise InfeasibleError("task.max_new_tokens: a model that is shared out (training.strategy: fsdp) cannot write")
     fewer = len(mine) < -(-len(batches) // parallel.world_size())  # by one, which a sharded model must make up for
     while mine and not exhausted:
         rows = mine.pop()
         try:
-            parts.append((rows, *_forward(module, task, examples.batch(rows), options, serve(rows))))
+            values, loss = _forward(module, task, examples.batch(rows), options, serve(rows))
+            if writes:
+                with options.autocast():
+                    texts = task.write(module, examples, rows, torch.device(options.device))
+                values = np.concatenate([values, texts], axis=1)
+            parts.append((rows, values, loss))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or lockstep:
                 raise
@@ -59,9 +67,10 @@ def evaluate(
     if parallel.any_worker(exhausted):
         raise InfeasibleError("out of memory when evaluating one example")
     gathered = [part for parts in parallel.gather(parts) for part in parts]
-    predictions = np.empty((len(order), *gathered[0][1].shape[1:]), dtype=np.float32)
+    widest = max(values.shape[1] for _, values, _ in gathered)  # they differ where the model writes texts
+    predictions = np.full((len(order), widest, *gathered[0][1].shape[2:]), -1, dtype=np.float32)
     for rows, values, _ in gathered:
-        predictions[rows] = values
+        predictions[rows, : values.shape[1]] = values
     return sum(loss for _, _, loss in gathered) / len(order), predictions
 
 
@@ -97,7 +106,7 @@ def predict(model: Pretrained, weights: Path, task: Task, examples: Examples, op
         example_ids=examples.example_ids,
         targets=examples.targets,
         decisions=task.decide(probabilities, threshold),
-        probabilities=probabilities,
+        probabilities=probabilities[:, : task.num_kept] if isinstance(task, Writing) else probabilities,
         scores=task.score(examples.targets, probabilities, threshold),
         threshold=threshold,
         labels=task.head.labels,

@@ -10,7 +10,8 @@ import tiny
 import torch
 import transformers as hf
 
-from sweeper.core.errors import InfeasibleError
+from sweeper.core.errors import InfeasibleError, InputError
+from sweeper.core.selection import best_measurement
 from sweeper.core.trial import TrialSpec
 from sweeper.data.prepare import prepare
 from sweeper.models.load import load
@@ -18,6 +19,7 @@ from sweeper.spec.space import load_space, preset_path
 from sweeper.spec.study import ModelSpec, TaskSpec
 from sweeper.tasks.registry import make_task, needs
 from sweeper.tasks.text_generation import IGNORED
+from sweeper.tasks.written import as_numbers, as_texts
 from sweeper.train.evaluate import predict
 from sweeper.train.loop import TrainData, train
 from sweeper.train.options import TrainOptions
@@ -45,7 +47,7 @@ def tokenizer():
 
 
 class Bench:
-    def __init__(self, folder, family):
+    def __init__(self, folder, family, **task):
         torch.manual_seed(0)
         FAMILIES[family]().save_pretrained(folder / "checkpoint")
         tokenizer().save_pretrained(folder / "checkpoint")
@@ -57,6 +59,7 @@ class Bench:
                 "data": {"train": str(folder / "t.jsonl")},
                 "columns": {"input": {"template": "w44 {question} w45"}},
                 "max_length": 16,
+                **task,
             }
         )
         self.data = prepare(spec, seed=0, folder=folder / "data", **needs(spec))
@@ -155,3 +158,39 @@ def test_the_preset_runs_and_class_remedies_are_refused(bench):
     next(bench.run(**{k: v for k, v in space.default.items() if k != "batch_size"}))
     with pytest.raises(InfeasibleError, match="focal_gamma"):
         bench.run(focal_gamma=1.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_model_writes_is_what_it_gives_for_each_prompt_alone(tmp_path, family):
+    bench = Bench(tmp_path, family, max_new_tokens=6, metric={"name": "chrf"})
+    run = bench.run(max_epochs=3)
+    best = best_measurement(list(run), bench.task.objective)
+    assert best.metrics["chrf"] > run.measurements[0].metrics["chrf"]
+    (tmp_path / "best").mkdir()
+    run.save_best(tmp_path / "best")
+    found = predict(bench.model, tmp_path / "best", bench.task, bench.splits["validation"], TrainOptions())
+    assert found.probabilities.shape[1] == 3
+    assert found.scores == pytest.approx(best.metrics, rel=1e-5)
+    assert found.scores["generated_match"] == np.mean(found.decisions == found.targets)
+    assert found.scores["generated_match"] == found.scores["exact_match"]
+    module, own = bench.model.load_weights(tmp_path / "best"), bench.model.preprocessor
+    for row in range(5):
+        batch = bench.splits["validation"].batch(np.array([row]))
+        start = int((batch.targets[0] != IGNORED).nonzero()[0, 0])
+        prompt = batch.inputs["input_ids"][:, :start]
+        made = module.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False)
+        assert found.decisions[row] == own.decode(made[0, start:], skip_special_tokens=True)
+    assert bench.task.baseline(np.array(["a b", "b"]), np.array(["b", "a b"]))["generated_match"] == 0.5
+
+
+def test_settings_of_writing_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(InputError, match="must leave room for a prompt"):
+        Bench(tmp_path, "gpt2", max_new_tokens=64)
+    spec = TaskSpec.model_validate({"type": "regression", "data": {"train": "x"}, "max_new_tokens": 4})
+    with pytest.raises(InputError, match="only text generation writes"):
+        make_task(spec, [])
+
+
+def test_texts_travel_as_numbers():
+    texts = ["", "a\nb", "\U0001f600 ż"]
+    assert as_texts(as_numbers(texts)).tolist() == texts
