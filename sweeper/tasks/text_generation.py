@@ -198,6 +198,8 @@ class AnswerExamples(NamedTargets):
 
     def prompts(self, indices: NDArray[np.int64], longest: int) -> dict[str, torch.Tensor]:
         """Gather the ends of B prompts, at most ``longest`` tokens of each, padded on the left: (B, L) int64."""
+        import torch
+
         starts = self._starts[indices].astype(np.int64)
         lengths = np.minimum(starts, longest)
         width = max(1, min(bucket(int(lengths.max()), self._max_length), longest))
