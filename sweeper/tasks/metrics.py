@@ -223,7 +223,8 @@ def generation_scores(kept: NDArray[Any]) -> dict[str, float]:
 
 def written_scores(targets: NDArray[Any], written: NDArray[Any]) -> dict[str, float]:
     """Score generated texts (N,) against the answers (N,)."""
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     texts, answers = [str(text) for text in written], [[str(target) for target in targets]]
     same = [text.strip() == answer.strip() for text, answer in zip(texts, answers[0], strict=True)]

@@ -24,7 +24,7 @@ def write_greedily(module: Any, inputs: dict[str, torch.Tensor], max_new_tokens:
 
     own = module.generation_config
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    module.generation_config = GenerationConfig(
+    module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad
     )
     try:

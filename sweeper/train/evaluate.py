@@ -44,17 +44,17 @@ def evaluate(
     module.eval()
     exhausted = False
     lockstep = is_sharded(module)
-    writes = isinstance(task, Writing) and task.writes
-    if writes and lockstep:
+    writer = task if isinstance(task, Writing) and task.writes else None
+    if writer is not None and lockstep:
         raise InfeasibleError("task.max_new_tokens: a model that is shared out (training.strategy: fsdp) cannot write")
     fewer = len(mine) < -(-len(batches) // parallel.world_size())  # by one, which a sharded model must make up for
     while mine and not exhausted:
         rows = mine.pop()
         try:
             values, loss = _forward(module, task, examples.batch(rows), options, serve(rows))
-            if writes:
+            if writer is not None:
                 with options.autocast():
-                    texts = task.write(module, examples, rows, torch.device(options.device))
+                    texts = writer.write(module, examples, rows, torch.device(options.device))
                 values = np.concatenate([values, texts], axis=1)
             parts.append((rows, values, loss))
         except (RuntimeError, MemoryError) as error:
