@@ -17,7 +17,6 @@ from sweeper.stats import Lead, expected_best, expected_selected, leads, tuning_
 
 CONFIDENCE = 0.95
 _EVERY_BUDGET = 1_000  # up to so many trials a curve has a point for each number
-_OPDA_TRIALS = 32  # beyond, opda's own calibration takes seconds; ours by simulation is the same band to rounding
 
 
 def tuning_curves(source: Source) -> dict[str, Any]:
@@ -107,8 +106,7 @@ def caveats(source: Source) -> list[str]:
 
 def _model(source: Source, model: str, scores: NDArray[np.float64], sign: float) -> dict[str, Any]:
     n = budgets(len(scores))
-    method = "ld_highest_density" if len(scores) <= _OPDA_TRIALS else "exact"
-    low, middle, high = tuning_curve_band(scores, CONFIDENCE, n, method)  # type: ignore[arg-type]
+    low, middle, high = tuning_curve_band(scores, CONFIDENCE, n)
     if sign < 0:
         low, high = high, low
     trials = source.complete(model)
@@ -125,7 +123,7 @@ def _model(source: Source, model: str, scores: NDArray[np.float64], sign: float)
         },
         "band": {
             "of": "median best score",
-            "method": method,
+            "method": "exact",
             "low": _finite(sign * low),
             "median": _finite(sign * middle),
             "high": _finite(sign * high),

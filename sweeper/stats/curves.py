@@ -18,6 +18,7 @@ from scipy.special import betaincinv, gammaln, xlogy
 
 BandMethod = Literal["ld_highest_density", "ld_equal_tailed", "ks", "dkw", "exact"]
 _BLOCK = 2_000_000  # weights held at once
+_DENSE = 1_000  # scores beyond which equal-tailed intervals, nearly the same by then, spare seconds
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def tuning_curve_band(
     scores: ArrayLike,
     confidence: float,
     budgets: ArrayLike | None = None,
-    method: BandMethod = "ld_highest_density",
+    method: BandMethod = "exact",
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return lower, middle and upper curve of the median best score, exact for independent draws.
 
@@ -131,8 +132,8 @@ def tuning_curve_band(
     budgets:
         (M,) numbers of draws; None: 1 to N.
     method:
-        opda's methods, or ``exact``: opda's equal-tailed band with its level calculated rather than drawn (opda's own
-        calibration takes 4 s for 64 scores and 37 s for 500).
+        opda's methods, or ``exact``: opda's highest-density band (beyond 1,000 scores the equal-tailed one), its level
+        calculated rather than drawn: opda's own calibration by 100,000 draws takes 3 s for 32 scores and 37 s for 500.
     """
     values = np.sort(_finite(scores))
     n = np.arange(1, len(values) + 1) if budgets is None else np.asarray(budgets)
@@ -144,14 +145,12 @@ def tuning_curve_band(
             low, middle, high = EmpiricalDistribution.confidence_bands(values, confidence, method=method, n_jobs=1)
         return high.quantile_tuning_curve(n), middle.quantile_tuning_curve(n), low.quantile_tuning_curve(n)
     count = len(values)
-    rank = np.arange(1, count + 1)
-    tail = _equal_tail(_calibrated(count), confidence)
-    lowest = betaincinv(rank, count - rank + 1, tail)
-    highest = np.append(betaincinv(rank, count - rank + 1, 1 - tail), 1.0)
+    lowest, highest = _bounds(count, _level(_calibrated(count), confidence))
+    highest = np.append(highest, 1.0)
     level = 0.5 ** (1 / n)
     padded = np.concatenate([[-np.inf], values, [np.inf]])
     lower = padded[np.searchsorted(highest, level)]
-    middle = values[np.minimum(np.searchsorted(rank / count, level - 1e-12), count - 1)]
+    middle = values[np.minimum(np.searchsorted(np.arange(1, count + 1) / count, level - 1e-12), count - 1)]
     upper = padded[1 + np.searchsorted(lowest, level)]
     return lower, middle, upper
 
@@ -168,18 +167,30 @@ def _calibrated(count: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _equal_tail(count: int, confidence: float) -> float:
-    """Return the tail of each order statistic's beta distribution that gives all of them ``confidence`` at once."""
+def _bounds(count: int, level: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the (N,) intervals of ``level`` of uniform draws' order statistics."""
     rank = np.arange(1, count + 1)
+    if 1 < count <= _DENSE:  # a single uniform draw has no densest interval
+        from opda.utils import beta_highest_density_interval
 
-    def excess(log_tail: float) -> float:
-        lowest = np.asarray(betaincinv(rank, count - rank + 1, np.exp(log_tail)), dtype=np.float64)
-        missed = max(1 - coverage(lowest, 1 - lowest[::-1]), 1e-300)
-        return float(np.log(missed / (1 - confidence)))  # nearly linear in log_tail
+        lowest, highest = beta_highest_density_interval(rank, count - rank + 1, level)
+    else:
+        lowest = betaincinv(rank, count - rank + 1, (1 - level) / 2)
+        highest = 1 - lowest[::-1]
+    return np.asarray(lowest, dtype=np.float64), np.asarray(highest, dtype=np.float64)
 
-    highest = np.log((1 - confidence) / 2)  # right for one score
-    lowest = np.log((1 - confidence) / (2 * count))  # Bonferroni's
-    return float(np.exp(brentq(excess, lowest, highest, xtol=1e-4))) if count > 1 else float(np.exp(highest))
+
+@lru_cache(maxsize=64)
+def _level(count: int, confidence: float) -> float:
+    """Return the level of each order statistic's interval that gives all of them ``confidence`` at once."""
+
+    def excess(log_missed: float) -> float:
+        missed = max(1 - coverage(*_bounds(count, 1 - float(np.exp(log_missed)))), 1e-300)
+        return float(np.log(missed / (1 - confidence)))  # nearly linear in log_missed
+
+    highest = float(np.log(1 - confidence))  # right for one score
+    lowest = highest - float(np.log(count))  # Bonferroni's
+    return confidence if count == 1 else 1 - float(np.exp(brentq(excess, lowest, highest, xtol=1e-3)))
 
 
 def coverage(lowest: NDArray[np.float64], highest: NDArray[np.float64]) -> float:
@@ -219,14 +230,15 @@ def _poisson(mean: float) -> NDArray[np.float64]:
 
 def _weights(count: int, n: NDArray[np.int64], estimator: Literal["v", "u"]) -> NDArray[np.float64]:
     """Return (M, N): the probability that the score of each rank is the best of n draws."""
-    rank = np.arange(1, count + 1)
-    weights: NDArray[np.float64]
     if estimator == "v":
-        weights = (rank / count) ** n[:, None] - ((rank - 1) / count) ** n[:, None]
-        return weights
-    with np.errstate(invalid="ignore"):
-        log = _log_choose(rank - 1, n[:, None] - 1) - _log_choose(np.array(count), n[:, None])
-    weights = np.where(rank >= n[:, None], np.exp(log), 0.0)
+        below = (np.arange(count + 1) / count) ** n[:, None]  # that all draws are of the lowest ranks
+        return np.diff(below)
+    rank = np.arange(1, count + 1)
+    log_factorial = gammaln(np.arange(count + 1) + 1)
+    others = np.maximum(rank - n[:, None], 0)  # of the lower ranks, those not drawn
+    log = log_factorial[rank - 1] - log_factorial[others] - log_factorial[n - 1][:, None]
+    log -= (log_factorial[count] - log_factorial[n] - log_factorial[count - n])[:, None]
+    weights: NDArray[np.float64] = np.where(rank >= n[:, None], np.exp(log), 0.0)
     return weights
 
 
@@ -235,9 +247,3 @@ def _finite(scores: ArrayLike) -> NDArray[np.float64]:
     if not len(values) or not np.isfinite(values).all():
         raise ValueError("scores must be at least one finite number")
     return values
-
-
-def _log_choose(n: NDArray[np.int64], k: NDArray[np.int64]) -> NDArray[np.float64]:
-    valid = np.maximum(n - k, 0)
-    result: NDArray[np.float64] = gammaln(n + 1) - gammaln(k + 1) - gammaln(valid + 1)
-    return result
