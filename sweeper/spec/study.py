@@ -252,7 +252,12 @@ class ConfirmSpec(_Section):
     num_seeds: int | Literal["auto"] = Field(
         "auto", description="auto: the fewest with which the paired test can reach 5% after Holm"
     )
-    vary: list[Literal["seed", "split"]] = Field(default=["seed"], min_length=1)
+    vary: list[Literal["seed", "split"]] = Field(
+        default=["seed"],
+        min_length=1,
+        description="split: each seed also draws train and validation anew; the test split stays; "
+        "confirmations.parquet then has split_seed",
+    )
     delta: float | None = Field(
         None, gt=0, description="differences within it, in units of the metric, count as a tie; None: no tie is claimed"
     )

@@ -251,12 +251,14 @@ def _confirmations(state: StudyState, objective: Objective) -> pa.Table:
                 "value": value,
                 # A run that counts for both configurations was trained once: its time stands with one of them.
                 "elapsed_seconds": record.elapsed_seconds if config == record.spec.config else 0.0,
+                "split_seed": record.spec.split_seed,
             }
             for config in configs
             for split, metrics in scores
             for metric, value in metrics.items()
         )
-    return make_table(rows, CONFIRMATIONS)
+    redrawn = any(row["split_seed"] is not None for row in rows)
+    return make_table(rows, CONFIRMATIONS + [("split_seed", pa.int64())] * redrawn)
 
 
 def make_table(rows: list[dict[str, Any]], fields: list[tuple[str, pa.DataType]]) -> pa.Table:
