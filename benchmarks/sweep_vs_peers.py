@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from machine import facts
+from processes import descendants, memory
 
 from sweeper.spec.load import load_study
 from sweeper.workflows.study import provisional
@@ -42,7 +43,6 @@ EXAMPLES = HERE.parent / "examples"
 SCHEDULES = ("full", "head_only", "last_blocks", "gradual", "head_then_full")
 ARMS = {"sweeper": "sweeper_lanes", "ray_pattern": "ray_pattern", "hf_optuna": "hf_optuna", "hf_ray": "hf_ray"}
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans of an arm become our children
-TICKS = os.sysconf("SC_CLK_TCK")
 SAMPLE_SECONDS, MEMORY_SECONDS = 0.5, 3.0
 
 WORK = {
@@ -107,10 +107,10 @@ def run_arm(arm: str, folder: Path, num_trials: int) -> dict[str, Any]:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=out)
         peak, cpu, sampled_at = 0, {}, 0.0
         while process.poll() is None:
-            living = _descendants()
+            living = descendants()
             cpu |= living
             if time.monotonic() - sampled_at > MEMORY_SECONDS:
-                peak, sampled_at = max(peak, sum(_memory(pid) for pid, _ in living)), time.monotonic()
+                peak, sampled_at = max(peak, sum(memory(pid)["Pss"] for pid, _ in living)), time.monotonic()
             time.sleep(SAMPLE_SECONDS)
     ended = time.perf_counter()
     _reap(deadline=time.monotonic() + 60)
@@ -124,41 +124,16 @@ def run_arm(arm: str, folder: Path, num_trials: int) -> dict[str, Any]:
     }
 
 
-def _descendants() -> dict[tuple[int, int], float]:
-    """Return the processes below this one: CPU seconds by process id and start time."""
-    parents: dict[int, int] = {}
-    seconds: dict[tuple[int, int], float] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError, ValueError):
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                parents[int(entry.name)] = int(fields[1])
-                seconds[int(entry.name), int(fields[19])] = (int(fields[11]) + int(fields[12])) / TICKS
-    found, new = set(), {os.getpid()}
-    while new:
-        new = {pid for pid, parent in parents.items() if parent in new} - found
-        found |= new
-    return {key: value for key, value in seconds.items() if key[0] in found}
-
-
-def _memory(pid: int) -> int:
-    """Return the proportional set size of a process in bytes."""
-    with suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
-    return 0
-
-
 def _reap(deadline: float) -> None:
     """Wait for orphans that an arm left; those that outstay the deadline are ended."""
     while time.monotonic() < deadline:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if not _descendants():
+        if not descendants():
             return
         time.sleep(0.1)
-    for pid, _ in _descendants():
+    for pid, _ in descendants():
         with suppress(ProcessLookupError):
             os.kill(pid, 9)
 
