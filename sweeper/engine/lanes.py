@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self
 
 import ray
 from ray import cloudpickle
+from ray.exceptions import RayError
 
 from sweeper.core.errors import InfeasibleError, RunFailedError, TrialError, is_of_peers, is_of_storage
 from sweeper.core.trial import TrialState
@@ -215,8 +216,8 @@ class Lanes:
     def failure(self) -> str | None:
         """Why the pool gave up on its lanes, or None while all is well."""
         if not self._stood and self._given_up is None:
-            self._stood = ray.get(self._exchange.num_lanes.remote()) > 0
-            if not self._stood and time.monotonic() > self._deadline:
+            self._stood = bool(self._ask("num_lanes"))
+            if not self._stood and self._given_up is None and time.monotonic() > self._deadline:
                 self._given_up = f"no lane started within {self._patience_seconds:g} s"
         return self._given_up
 
@@ -237,7 +238,7 @@ class Lanes:
 
     def reclaim(self) -> None:
         """Free all lanes after a Tune run that ended badly."""
-        ray.get(self._exchange.reclaim.remote())
+        self._ask("reclaim")
 
     def keep(self, wanted: int) -> None:
         """Let idle lanes beyond ``wanted`` go, so that their nodes can.
@@ -248,14 +249,14 @@ class Lanes:
             self.count = min(self.count, max(1, wanted))
             surplus = self._alive - self.count
         if surplus > 0:
-            ray.get(self._exchange.retire.remote(self.count))
+            self._ask("retire", self.count)
 
     def close(self) -> None:
         """End all lanes and the exchange; returns when their processes are gone."""
         self._closing.set()
         if self._exchange is None:
             return
-        ray.get(self._exchange.dismiss.remote())
+        self._ask("dismiss")
         deadline = time.monotonic() + 30
         for thread in self._threads:
             thread.join(timeout=max(0.1, deadline - time.monotonic()))
@@ -269,7 +270,10 @@ class Lanes:
             reason = self._run_once(lane)
             if self._exchange is None:  # closed, and this lane took longer to end than that waited for
                 return
-            group, num_answers = ray.get(self._exchange.bury.remote(lane, reason))
+            buried = self._ask("bury", lane, reason)
+            if buried is None:
+                return
+            group, num_answers = buried
             if group is not None:
                 ray.util.remove_placement_group(group)
             if self._closing.is_set() or self._leaves():
@@ -281,16 +285,26 @@ class Lanes:
                 self._given_up = f"a lane died {in_a_row} times in a row, last: {reason}"
             time.sleep(START_PAUSE_SECONDS)
 
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """Ask the exchange; None when it is gone, as it is with Ray on this host: `failure` says so then."""
+        exchange = self._exchange
+        if exchange is None:  # the pool is closed
+            return None
+        try:
+            return ray.get(getattr(exchange, method).remote(*arguments))
+        except RayError as error:
+            if not self._closing.is_set() and self._given_up is None:
+                self._given_up = f"Ray failed on the driver's node ({_one_line(error)}); what is done is kept: resume"
+            return None
+
     def _heed_notices(self) -> None:
-        """Let lanes leave nodes that are to be taken back; they start anew elsewhere, for Ray gives such nodes none."""
-        while not self._closing.wait(NOTICE_SECONDS):
-            if nodes := _draining_nodes():
-                try:
-                    told = ray.get(self._exchange.vacate.remote(nodes))
-                except Exception:  # closed meanwhile, or Ray is gone: others say so
-                    return
-                if told:
-                    logger.warning("%d lane(s) lie on a node that is to be taken back; their trials are saved", told)
+        """Let lanes leave nodes that are to be taken back; they start anew elsewhere, for Ray gives such nodes none.
+
+        Notices too when the exchange is gone.
+        """
+        while not self._closing.wait(NOTICE_SECONDS) and self._ask("num_lanes") is not None:
+            if (nodes := _draining_nodes()) and (told := self._ask("vacate", nodes)):
+                logger.warning("%d lane(s) lie on a node that is to be taken back; their trials are saved", told)
 
     def _leaves(self) -> bool:
         """Whether this thread is one too many; then it counts as gone."""

@@ -368,6 +368,10 @@ def _tune_run(
     )
     try:
         tuner.fit()
+    except Exception as error:
+        if lanes.failure is None:
+            raise
+        raise RunFailedError(lanes.failure) from error
     finally:
         for assignment in asker.under_way.values():
             conductor.lost(assignment)

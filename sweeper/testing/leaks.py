@@ -10,7 +10,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ class Inventory:
     def since(self, before: Inventory) -> list[str]:
         """Return what was not there before, sorted."""
         return sorted(self.things - before.things)
+
+    def counts(self) -> Counter[str]:
+        """Return how many things of each kind there are; processes by the actor that they are."""
+        return Counter(_kind(thing) for thing in self.things)
 
 
 def take_inventory(results: Iterable[Path] = (), mark: str | None = None, temporary: Path | None = None) -> Inventory:
@@ -72,6 +77,45 @@ def no_leaks(
     while (left := take_inventory(results, mark).since(before)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, f"left behind: {left}"
+
+
+@contextmanager
+def no_growth(
+    is_settled: Callable[[], bool], *, mark: str | None = None, patience_seconds: float = 60.0
+) -> Iterator[None]:
+    """Assert that after the block there are no more things of any kind than before: for lanes that live on.
+
+    Parameters
+    ----------
+    is_settled:
+        Whether everything that should be there is there; waited for before and after the block.
+
+    Raises
+    ------
+    AssertionError
+        Naming the kinds of which there are more, or saying that things did not settle.
+    """
+
+    def settled() -> Counter[str]:
+        deadline = time.monotonic() + patience_seconds
+        while not is_settled():
+            assert time.monotonic() < deadline, f"not settled within {patience_seconds:g} s"
+            time.sleep(0.1)
+        return take_inventory(mark=mark).counts()
+
+    before = settled()
+    yield
+    deadline = time.monotonic() + patience_seconds
+    while (more := settled() - before) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not more, f"more than before: {dict(more)}"
+
+
+def _kind(thing: str) -> str:
+    first, _, rest = thing.partition(" ")
+    if first != "process":
+        return thing.rpartition(" ")[0] or thing
+    return next((name for name in OUR_PROCESSES if name in rest), rest.partition(": ")[2])
 
 
 def _processes(mark: str | None) -> Iterator[str]:

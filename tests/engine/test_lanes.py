@@ -15,7 +15,7 @@ from sweeper.engine.cluster import lane_count
 from sweeper.engine.lanes import Lanes, LaneShape
 from sweeper.engine.messages import Failed
 from sweeper.engine.tune import run_assignments
-from sweeper.testing.leaks import no_leaks
+from sweeper.testing.leaks import no_growth, no_leaks
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ONE = LaneShape(num_workers=1, resources_per_worker={"CPU": 1})
@@ -26,6 +26,17 @@ def lanes(ray_session, tmp_path_factory):
     with no_leaks(), Lanes(2, ONE, lanework.Worker, tmp_path_factory.mktemp("lanes")) as pool:
         pool.wait_ready()
         yield pool
+
+
+@pytest.fixture(autouse=True)
+def nothing_grows(request):
+    """After a fault there are as many placement groups, actors and processes as before."""
+    if request.node.get_closest_marker("fault") is None:
+        yield
+        return
+    pool = request.getfixturevalue("lanes")
+    with no_growth(lambda: ray.get(pool._exchange.num_lanes.remote()) == pool.count):
+        yield
 
 
 def processes(*names):

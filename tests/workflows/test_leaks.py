@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.testing.leaks import no_leaks, take_inventory
+from sweeper.testing.leaks import no_growth, no_leaks, take_inventory
 
 
 def test_every_kind_of_leak_is_found_and_named(tmp_path, monkeypatch):
@@ -55,3 +55,30 @@ def test_leaks_are_an_assertion(tmp_path):
     (tmp_path / "lock.json").unlink()
     with no_leaks([tmp_path], patience_seconds=0.3):
         pass
+
+
+def test_what_lives_on_may_be_replaced_but_not_grow():
+    mark = f"SWEEPER_GROWTH={os.getpid()}"
+    started = []
+
+    def start():
+        program = "import time; time.sleep(60)  # ray::RayTrainWorker"
+        started.append(subprocess.Popen([sys.executable, "-c", program], env=os.environ | dict([mark.split("=")])))
+
+    try:
+        start()
+        with no_growth(lambda: True, mark=mark, patience_seconds=5):
+            start()
+            started[0].kill()
+            started[0].wait()
+        with (
+            pytest.raises(AssertionError, match=r"more than before: .*RayTrainWorker.: 1"),
+            no_growth(lambda: True, mark=mark, patience_seconds=0.3),
+        ):
+            start()
+        with pytest.raises(AssertionError, match="not settled"), no_growth(lambda: False, patience_seconds=0.1):
+            pass
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()

@@ -18,7 +18,7 @@ from sweeper.core.errors import ChangedWorldError, InputError, RunFailedError
 from sweeper.spec.space import load_space
 from sweeper.store.ledger import Ledger
 from sweeper.store.paths import ResultPaths
-from sweeper.testing.leaks import take_inventory
+from sweeper.testing.leaks import no_leaks, take_inventory
 from sweeper.workflows.init import propose
 
 pytestmark = pytest.mark.ray
@@ -191,6 +191,13 @@ def command(*arguments):
     return [sys.executable, "-m", "sweeper.cli", *map(str, arguments)]
 
 
+@pytest.fixture
+def marked(monkeypatch):
+    """A mark in the environment of every process that the test starts: how leaks are found."""
+    monkeypatch.setenv("SWEEPER_MARK", str(os.getpid()))
+    return f"SWEEPER_MARK={os.getpid()}"
+
+
 @pytest.mark.fault
 def test_a_killed_driver_resumes_to_the_identical_study(finished, checkpoints, tmp_path):
     path = tiny.write_study(tmp_path, checkpoints)
@@ -212,15 +219,16 @@ def test_a_killed_driver_resumes_to_the_identical_study(finished, checkpoints, t
 
 
 @pytest.mark.fault
-def test_an_interrupted_run_exits_with_130_and_says_how_to_go_on(checkpoints, tmp_path):
+def test_an_interrupted_run_exits_with_130_and_says_how_to_go_on(checkpoints, tmp_path, marked):
     path = tiny.write_study(tmp_path, checkpoints, num_trials=30)
     ledger = ResultPaths(tmp_path / "results" / "tiny").ledger
-    process = subprocess.Popen(command("run", path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not ledger.exists() or ledger.read_bytes().count(b"\n") < 15:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    with no_leaks(mark=marked):
+        process = subprocess.Popen(command("run", path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not ledger.exists() or ledger.read_bytes().count(b"\n") < 15:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert f"sweeper run {path}" in errors
     assert not (ledger.parent / "lock.json").exists()
