@@ -8,6 +8,7 @@ commands until told to end. When ``fit()`` returns or raises, the thread removes
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 import traceback
@@ -35,6 +36,7 @@ START_PAUSE_SECONDS = 1.0
 START_SECONDS = 300.0  # within which a first lane must stand
 UPSCALING_SECONDS = 1800.0  # the same where nodes come as needed: minutes to start one, and as many to pull the image
 NOTICE_SECONDS = 1.0  # between two looks for nodes that are to be taken back; spot instances give 30 s to 2 min
+_IDENTITY = re.compile(r"\b(?:class_name|actor_id|pid|name|namespace|ip): \S+ ")  # of a dead actor, before the cause
 _SPARED = {"PlacementGroupCleanerCallback", "DatasetsCallback"}  # each an actor of 115 MB that a lane has no use for
 
 
@@ -118,7 +120,7 @@ def _why(error: Exception) -> str:
     """Say in one line why a worker group ended: what Ray says of the first worker, without Ray Train's words around."""
     failures = getattr(error, "worker_failures", None) or {}
     first: Exception = next(iter(failures.values()), error)
-    return _one_line(getattr(first, "health_check_failure", first), 400)
+    return _IDENTITY.sub("", _one_line(getattr(first, "health_check_failure", first), 1000))[:300]
 
 
 def _draining_nodes() -> list[str]:

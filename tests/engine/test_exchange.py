@@ -11,7 +11,7 @@ from sweeper.core.errors import is_of_peers
 from sweeper.core.trial import Segment, TrialSpec, TrialState
 from sweeper.engine import exchange as exchanges
 from sweeper.engine.exchange import Exchange
-from sweeper.engine.lanes import _guarded
+from sweeper.engine.lanes import _guarded, _why
 from sweeper.engine.messages import Dead, Failed, Leave, Measured, Moved, NextEpoch, Start, Started, Test
 
 TRIAL = TrialSpec(trial_id="t", number=0, model="m", params={}, seed=0, max_epochs=9)
@@ -181,3 +181,19 @@ def test_losing_a_worker_is_told_from_a_bug_by_the_kind_of_error():
     assert is_of_peers(RuntimeError(LOST))
     assert not is_of_peers(RuntimeError("a bug"))
     assert not is_of_peers(ValueError(LOST))
+
+
+def test_the_reason_of_a_death_is_what_ray_knows_of_the_worker_in_one_line():
+    died = RuntimeError(
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tactor_id: 07\n\tpid: 5\n"
+        "\tnamespace: 4c\n\tip: 127.0.0.1\nThe actor died because its node ran low on memory."
+    )
+    unhealthy = type("WorkerHealthCheckFailedError", (Exception,), {"health_check_failure": died})(
+        "a health check failed"
+    )
+    error = type("WorkerGroupError", (Exception,), {"worker_failures": {1: unhealthy}})(
+        "Training failed due to worker errors"
+    )
+    expected = "RuntimeError: The actor died unexpectedly before finishing this task. The actor died because its node ran low on memory."
+    assert _why(error) == expected
+    assert _why(ValueError("no lane")) == "ValueError: no lane"

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -198,21 +200,45 @@ def marked(monkeypatch):
     return f"SWEEPER_MARK={os.getpid()}"
 
 
+def raylet_below(driver):
+    """The raylet that a driver started."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = []
+    for pid in parents:
+        chain = pid
+        while chain in parents and chain != driver:
+            chain = parents[chain]
+        with suppress(OSError):
+            if chain == driver and b"raylet/raylet\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    assert len(found) == 1, found
+    return found[0]
+
+
 @pytest.mark.fault
-def test_a_killed_driver_resumes_to_the_identical_study(finished, checkpoints, tmp_path):
+def test_a_killed_driver_and_a_killed_raylet_resume_to_the_identical_study(finished, checkpoints, tmp_path, marked):
     path = tiny.write_study(tmp_path, checkpoints)
     ledger = ResultPaths(tmp_path / "results" / "tiny")
-    for events in (12, 40):
-        process = subprocess.Popen(command("run", path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        deadline = time.monotonic() + 120
-        while not ledger.ledger.exists() or ledger.ledger.read_bytes().count(b"\n") < events:
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    result = subprocess.run(command("resume", ledger.root), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    with no_leaks([ledger.root], mark=marked):
+        for events, victim in ((12, "driver"), (40, "raylet")):
+            process = subprocess.Popen(
+                command("run", path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            deadline = time.monotonic() + 120
+            while not ledger.ledger.exists() or ledger.ledger.read_bytes().count(b"\n") < events:
+                assert process.poll() is None, process.stdout.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.kill(process.pid if victim == "driver" else raylet_below(process.pid), signal.SIGKILL)
+            said, _ = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert said.splitlines()[-1].startswith("Ray failed on the driver's node"), said
+        assert "Traceback" not in said, said
+        result = subprocess.run(command("resume", ledger.root), capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
     assert differences(sweeper.load_results(ledger.root), finished) == []
     measured = pq.read_table(ledger.measurements).select(["trial_id", "epoch"]).to_pylist()
     assert len({tuple(row.values()) for row in measured}) == len(measured)
