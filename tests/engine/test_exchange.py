@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import MagicMock
 
 import lanework
 import pytest
+from ray.exceptions import RayError
 
 from sweeper.core.errors import is_of_peers
 from sweeper.core.trial import Segment, TrialSpec, TrialState
 from sweeper.engine import exchange as exchanges
+from sweeper.engine import lanes
 from sweeper.engine.exchange import Exchange
-from sweeper.engine.lanes import _guarded, _why
+from sweeper.engine.lanes import Lanes, LaneShape, _guarded, _why
 from sweeper.engine.messages import Dead, Failed, Leave, Measured, Moved, NextEpoch, Start, Started, Test
 
 TRIAL = TrialSpec(trial_id="t", number=0, model="m", params={}, seed=0, max_epochs=9)
@@ -197,3 +200,18 @@ def test_the_reason_of_a_death_is_what_ray_knows_of_the_worker_in_one_line():
     expected = "RuntimeError: The actor died unexpectedly before finishing this task. The actor died because its node ran low on memory."
     assert _why(error) == expected
     assert _why(ValueError("no lane")) == "ValueError: no lane"
+
+
+def test_a_pool_whose_exchange_is_gone_says_so_in_one_line_and_closes(monkeypatch, tmp_path):
+    def gone(request):
+        raise RayError("the node\nis dead")
+
+    monkeypatch.setattr(lanes.ray, "get", gone)
+    monkeypatch.setattr(lanes.ray, "kill", lambda actor: None)
+    pool = Lanes(1, LaneShape(num_workers=1, resources_per_worker={"CPU": 1}), lanework.Worker, tmp_path)
+    pool._exchange = MagicMock()
+    expected = "Ray failed on the driver's node (RayError: the node is dead); what is done is kept: resume"
+    assert pool.failure == expected
+    pool.reclaim()
+    pool.close()
+    assert pool.failure == expected
