@@ -200,6 +200,10 @@ def marked(monkeypatch):
     return f"SWEEPER_MARK={os.getpid()}"
 
 
+SOON_NOTICED = {"RAY_health_check_period_ms": "300", "RAY_health_check_failure_threshold": "2"}
+"""A raylet that does not answer is dead after a second in the place of a quarter of a minute."""
+
+
 def raylet_below(driver):
     """The raylet that a driver started."""
     parents = {}
