@@ -44,14 +44,17 @@ def points(source: Source, curves: dict[str, Any]) -> list[dict[str, Any]]:
         if models:
             found.append({"text": text.format(listed(models)), "warn": words == "tuning hurts"})
     found += [{"text": line, "warn": False} for line in flips(source)]
-    found += [{"text": line, "warn": False} for line in curves["sentences"] if line.startswith("Crossing")]
+    if source.imported:
+        found += [{"text": line, "warn": False} for line in curves["sentences"][: 3 if curves["leads_test"] else 2]]
+    else:
+        found += [{"text": line, "warn": False} for line in curves["sentences"] if line.startswith("Crossing")]
     if len(source.manifest.test_openings) > 1:
         found.append({"text": "Seeds were added after a first look at the test scores.", "warn": True})
     if source.imported:
         text = "Imported trials: no fresh seeds, no sealed test split; see the scope."
         found.append({"text": text, "warn": True})
     elif source.scores:
-        varied = "seeds and of redrawn splits" if "split" in source.manifest.content["confirm"]["vary"] else "seeds"
+        varied = "seeds and redrawn splits" if "split" in source.manifest.content["confirm"]["vary"] else "seeds"
         text = f"The claim holds over fresh {varied}, for these checkpoints, spaces, budget and data; see its scope."
         found.append({"text": text, "warn": False})
     return found
@@ -114,6 +117,12 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def device_seconds(trials: list[dict[str, Any]]) -> float | None:
+    """Return the sum over trials; None where no trial knows its own, as most imported ones."""
+    known = [trial["device_seconds"] for trial in trials if trial["device_seconds"] is not None]
+    return sum(known) if known or not trials else None
+
+
 def effort(source: Source) -> list[dict[str, Any]]:
     """Return one row a model: trials by state, epochs, device-seconds, and whether its effort equals the others'."""
     rows = []
@@ -125,8 +134,8 @@ def effort(source: Source) -> list[dict[str, Any]]:
                 "model": model,
                 "trials": sum(states.values()),
                 **{state.lower(): count for state, count in states.items()},
-                "epochs": sum(trial["epochs"] for trial in trials),
-                "device_seconds": sum(trial["device_seconds"] or 0.0 for trial in trials),
+                "epochs": sum(trial["epochs"] for trial in trials) or (None if source.imported else 0),
+                "device_seconds": device_seconds(trials),
                 "retries": sum(trial["num_retries"] for trial in trials),
             }
         )
