@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from sweeper.tasks.base import Examples, Task
 from sweeper.tasks.registry import make_task
 from sweeper.train.activation_cache import ActivationStore
 from sweeper.train.evaluate import predict
+from sweeper.train.footprint import CudaMemory, DeviceMemory, peak_bytes
 from sweeper.train.inference import inference_cost
 from sweeper.train.loop import TrainData, TrainingRun, train
 from sweeper.train.precision import settled_precision
@@ -41,6 +43,8 @@ class TrainingWorker:
 
     def __init__(self, config: WorkerConfig, began: float) -> None:
         torch.set_num_threads(config.cpus)
+        if config.options.device == "cuda" and config.gpu_share < 1:
+            _keep_to(config.gpu_share, CudaMemory())
         self._config = config
         self._paths = config.paths.here()
         self._storage = self._paths.storage
@@ -165,6 +169,11 @@ class TrainingWorker:
             else {},
         )
 
+    def peak_bytes(self, model: str, params: Mapping[str, Any], memory: DeviceMemory) -> int:
+        """Return what training a model with ``params`` takes of the device at most; see `sweeper.train.footprint`."""
+        data = TrainData(train=self._split(model, "train", None), validation=self._split(model, "validation", None))
+        return peak_bytes(self._task, self._model(model), data, params, self._options, memory)
+
     def _leave(self, *, snapshot: bool) -> None:
         if self._run is not None and self._trial is not None:
             if snapshot and 0 < self._run.epoch < self._trial.max_epochs:
@@ -240,6 +249,13 @@ class TrainingWorker:
         if split_seed is not None:
             return self._data.resplit(split_seed)[split == "validation"]
         return self._data.train() if split == "train" else self._data.validation()
+
+
+def _keep_to(share: float, memory: DeviceMemory) -> None:
+    """Let this process's allocator take no more than its share of the GPU: it runs out before its neighbours do."""
+    torch.zeros(1, device="cuda")  # the context counts too, and is there from the first use on
+    own = share - memory.context_bytes() / memory.total_bytes
+    torch.cuda.set_per_process_memory_fraction(max(0.01, own))
 
 
 def _rank() -> int:

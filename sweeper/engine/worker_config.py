@@ -28,6 +28,8 @@ class WorkerConfig:
         Device, precision and batch limits, equal for all models of the study.
     cpus:
         Threads of this worker.
+    gpu_share:
+        The worker's share of its GPU, whose memory it then keeps to.
     profiled:
         Whether the worker keeps where its time went, see `write_spans`.
     """
@@ -36,6 +38,7 @@ class WorkerConfig:
     paths: ResultPaths
     options: TrainOptions
     cpus: int
+    gpu_share: float = 1.0
     profiled: bool = False
 
     def start(self) -> TrainingWorker:

@@ -9,7 +9,7 @@ import re
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from sweeper.core.budget import Budget
 from sweeper.core.objective import Goal
@@ -212,8 +212,10 @@ class TrainingSpec(_Section):
     """What one lane is."""
 
     num_workers: int = Field(1, ge=1, description="Ray Train workers of a lane; DDP from 2 on")
-    resources_per_worker: dict[str, float] | Literal["auto"] = Field(
-        "auto", description="for instance {CPU: 1} or {CPU: 4, GPU: 0.5}; auto: a GPU where there is one, else a core"
+    resources_per_worker: dict[str, float | Literal["auto"]] | Literal["auto"] = Field(
+        "auto",
+        description="for instance {CPU: 1} or {CPU: 4, GPU: 0.5}; auto: a GPU where there is one, else a core; "
+        "{GPU: auto}: as many lanes to a GPU as fit its memory by a probe",
     )
     node_labels: dict[str, str] = Field(
         default_factory=dict, description="labels of the nodes that take lanes, such as {accelerator: l4}"
@@ -238,6 +240,28 @@ class TrainingSpec(_Section):
     max_trial_retries: int = Field(2, ge=0, description="lane deaths without a new epoch that a trial survives")
     epoch_timeout_seconds: float = Field(3600, gt=0, description="a lane silent for longer is restarted")
     snapshot_seconds: float = Field(60, ge=0, description="a trial's state is saved at most this often, at epoch ends")
+
+    @field_validator("resources_per_worker")
+    @classmethod
+    def _packs_what_can_be_packed(cls, value: dict[str, Any] | str, info: ValidationInfo) -> dict[str, Any] | str:
+        for name, amount in {} if isinstance(value, str) else value.items():
+            if amount == "auto" and name != "GPU":
+                raise ValueError(f"{name} must be a number: only GPU may be auto")
+            if amount == "auto" and info.data.get("num_workers", 1) > 1:
+                raise ValueError("GPU may be auto where a lane has one worker: several need whole GPUs")
+        return value
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a probe says how many lanes share a GPU."""
+        return not isinstance(self.resources_per_worker, str) and self.resources_per_worker.get("GPU") == "auto"
+
+    @property
+    def fixed_resources(self) -> dict[str, float]:
+        """What a worker asks for, apart from what is ``auto``."""
+        if isinstance(self.resources_per_worker, str):
+            return {}
+        return {name: amount for name, amount in self.resources_per_worker.items() if not isinstance(amount, str)}
 
     def caches_activations(self, device: str) -> bool:
         """Whether the states of frozen blocks are kept on a device; never of a model that is shared out."""

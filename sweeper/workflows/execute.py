@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from sweeper.core.errors import RunFailedError, StopRequested, is_of_storage
 from sweeper.core.trial import TrialSpec, TrialState
 from sweeper.engine.cluster import Connection, capacity, lane_count, worker_resources
 from sweeper.engine.lanes import Lanes, LaneShape
+from sweeper.engine.packing import hungriest, measured_packing
 from sweeper.engine.tune import Conductor, Sequel, run_assignments
 from sweeper.engine.worker_config import WorkerConfig
 from sweeper.store.ledger import Ledger
@@ -29,6 +30,7 @@ from sweeper.workflows.manifest import (
     record_findings,
     record_notes,
     record_openings,
+    record_packing,
     record_precision,
 )
 from sweeper.workflows.progress import Progress
@@ -173,23 +175,48 @@ def study_lanes(study: Study, most: int | None = None, *, profiled: bool = False
     profiled:
         Whether the lanes keep where their time went.
     """
+    shape = _lane_shape(study, _needs(study))
+    count = lane_count(shape, study.spec.search.max_concurrent_trials, most)
+    config = _worker_config(study, shape, profiled=profiled)
+    return Lanes(count, shape, config.start, study.paths.scratch, elastic=not capacity(shape).now)
+
+
+def _needs(study: Study) -> dict[str, float]:
+    """Return the resources of one worker, a GPU's share measured where it is asked to be."""
     training = study.spec.training
-    resources = worker_resources(training.resources_per_worker, training.num_workers)
-    shape = LaneShape(
+    if not training.is_packed:
+        asked = training.resources_per_worker if training.resources_per_worker == "auto" else training.fixed_resources
+        return worker_resources(asked, training.num_workers)
+    whole = _lane_shape(study, {**training.fixed_resources, "GPU": 1.0})
+    lane_count(whole, "auto")  # a probe without a node for it would wait for ever
+    probes = {name: hungriest(space) for name, space in study.spaces.items()}
+    config = _worker_config(study, whole)
+    packing = measured_packing(config, probes, whole.resources_per_worker, training.node_labels)
+    if packing is not None:
+        logger.info("%d lanes share a GPU: %s", packing.lanes, packing)
+        record_packing(study.paths, packing.lanes, packing.peaks)
+    return {**training.fixed_resources, "GPU": 1.0 if packing is None else packing.share}
+
+
+def _lane_shape(study: Study, resources: Mapping[str, float]) -> LaneShape:
+    training = study.spec.training
+    return LaneShape(
         num_workers=training.num_workers,
         resources_per_worker=resources,
         node_labels=training.node_labels,
         placement=training.placement.upper(),
     )
-    count = lane_count(shape, study.spec.search.max_concurrent_trials, most)
-    config = WorkerConfig(
+
+
+def _worker_config(study: Study, shape: LaneShape, *, profiled: bool = False) -> WorkerConfig:
+    return WorkerConfig(
         spec=study.spec,
         paths=study.paths,
         options=train_options(study, uses_gpu=shape.uses_gpu),
-        cpus=max(1, int(resources.get("CPU", 1))),
+        cpus=max(1, int(shape.resources_per_worker.get("CPU", 1))),
+        gpu_share=min(1.0, shape.resources_per_worker.get("GPU", 1.0)),
         profiled=profiled,
     )
-    return Lanes(count, shape, config.start, study.paths.scratch, elastic=not capacity(shape).now)
 
 
 def carry_out(

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -123,6 +123,14 @@ def record_precision(paths: ResultPaths) -> None:
     manifest = read_manifest(paths)
     if "precision" not in manifest.machine:
         manifest.machine["precision"] = json.loads(paths.precision.read_text())
+        write_manifest(paths, manifest)
+
+
+def record_packing(paths: ResultPaths, lanes: int, peaks: Mapping[str, int]) -> None:
+    """Note how many lanes share a GPU, and the bytes of it that training each model took at most in the probe."""
+    if paths.manifest.exists():
+        manifest = read_manifest(paths)
+        manifest.machine["packing"] = {"lanes_per_gpu": lanes, "peak_bytes": dict(peaks)}
         write_manifest(paths, manifest)
 
 

@@ -138,8 +138,9 @@ def _train(study: Study, record: TrialRecord) -> list[Measurement]:
     import torch
 
     training = study.spec.training
-    asked = {} if training.resources_per_worker == "auto" else training.resources_per_worker
-    uses_gpu = torch.cuda.is_available() and (not asked or asked.get("GPU", 0) > 0)
+    asked = training.fixed_resources
+    wants_gpu = training.resources_per_worker == "auto" or training.is_packed or asked.get("GPU", 0) > 0
+    uses_gpu = torch.cuda.is_available() and wants_gpu
     cpus = max(1, int(asked.get("CPU", 1)))
     worker = WorkerConfig(
         spec=study.spec, paths=study.paths, options=train_options(study, uses_gpu=uses_gpu), cpus=cpus

@@ -1,0 +1,189 @@
+"""Lanes that share a GPU: what a probe measures, on a simulated device, and what follows from it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from trainbench import Bench
+
+from sweeper.core.errors import InputError
+from sweeper.core.space import Categorical, Float, Int, SearchSpace
+from sweeper.engine import packing
+from sweeper.engine.cluster import capacity
+from sweeper.engine.packing import Packing, hungriest, measured_packing
+from sweeper.spec.load import load_study
+from sweeper.train.footprint import peak_bytes
+from sweeper.train.options import TrainOptions
+from sweeper.workflows import execute
+
+GB = 10**9
+
+
+@dataclass
+class SimulatedMemory:
+    """A device whose allocator holds a gigabyte for each example of the largest batch that it has seen."""
+
+    total_bytes: int = 80 * GB
+    sizes: list[int] = field(default_factory=list)
+
+    def reset(self):
+        self.sizes.clear()
+
+    def peak_bytes(self):
+        return max(self.sizes) * GB
+
+    def context_bytes(self):
+        return GB // 2
+
+
+def test_as_many_lanes_share_a_gpu_as_fit_with_a_margin():
+    small = Packing(peaks={"a": 4 * GB, "b": 2 * GB}, context_bytes=GB // 2, total_bytes=80 * GB)
+    assert small.lanes == 13  # 76 / (4 * 1.25 + .5)
+    assert small.lanes * small.share <= 1 < (small.lanes + 1) * small.share
+    assert Packing(peaks={"a": 70 * GB}, context_bytes=GB, total_bytes=80 * GB).share == 1.0
+    assert Packing(peaks={"a": 90 * GB}, context_bytes=GB, total_bytes=80 * GB).lanes == 1, "smaller batches will do"
+
+
+def test_the_probe_trains_the_hungriest_configuration_of_a_space():
+    space = SearchSpace(
+        parameters=(
+            Float(name="learning_rate", low=1e-5, high=1e-3),
+            Categorical(name="batch_size", choices=(16, 64, 32)),
+            Categorical(name="unfreezing", choices=("head_only", "full", "last_blocks")),
+            Int(name="num_unfrozen_blocks", low=1, high=2, when={"unfreezing": ("last_blocks",)}),
+        ),
+        default={
+            "learning_rate": 1e-4,
+            "batch_size": 16,
+            "unfreezing": "last_blocks",
+            "num_unfrozen_blocks": 1,
+        },
+    )
+    assert hungriest(space) == {"learning_rate": 1e-4, "batch_size": 64, "unfreezing": "full"}
+    assert (
+        hungriest(SearchSpace(parameters=(Int(name="batch_size", low=8, high=24),), default={"batch_size": 8}))[
+            "batch_size"
+        ]
+        == 24
+    )
+
+
+@pytest.fixture(scope="module")
+def bench(checkpoints, tmp_path_factory):
+    return Bench(tmp_path_factory.mktemp("vit") / "data", checkpoints["vit"])
+
+
+def test_a_probe_takes_one_step_and_one_evaluation_of_the_largest_batch(bench, monkeypatch):
+    memory = SimulatedMemory()
+    kind = type(bench.model.module)
+    forward = kind.forward
+
+    def allocating(self, *args, **kwargs):
+        memory.sizes.append(len(kwargs["pixel_values"]))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", allocating)
+    options = TrainOptions(eval_batch_size=8)
+    assert peak_bytes(bench.task, bench.model, bench.data, {"batch_size": 24}, options, memory) == 24 * GB
+    assert memory.sizes == [24, 8]
+    assert peak_bytes(bench.task, bench.model, bench.data, {"batch_size": 4}, options, memory) == 8 * GB
+
+
+def test_a_probe_that_runs_out_of_memory_finds_the_micro_batch_that_fits(bench, monkeypatch):
+    memory = SimulatedMemory(total_bytes=10 * GB)
+    kind = type(bench.model.module)
+    forward = kind.forward
+
+    def allocating(self, *args, **kwargs):
+        if len(kwargs["pixel_values"]) * GB > memory.total_bytes:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        memory.sizes.append(len(kwargs["pixel_values"]))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", allocating)
+    found = peak_bytes(bench.task, bench.model, bench.data, {"batch_size": 24}, TrainOptions(), memory)
+    assert memory.sizes[:4] == [6, 6, 6, 6], "24 halved until it fits, then the whole batch in four parts"
+    assert found <= memory.total_bytes
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "study.yaml").write_text(
+        "schema: 1\nname: packed\n"
+        "task: {type: image-classification, data: {train: 'builtin:digits'}}\n"
+        "models: [{name: a, checkpoint: a}]\n"
+        "training: {resources_per_worker: {CPU: 2, GPU: auto}, precision: fp32}\n"
+    )
+    spec = load_study(tmp_path / "study.yaml", [f"storage_path={tmp_path / 'results'}"])
+    space = SearchSpace(parameters=(Int(name="batch_size", low=8, high=24),), default={"batch_size": 8})
+    return SimpleNamespace(spec=spec, spaces={"a": space}, paths=execute_paths(spec))
+
+
+def execute_paths(spec):
+    from sweeper.workflows.study import result_paths
+
+    return result_paths(spec)
+
+
+def test_a_study_gets_the_lanes_that_a_probe_allows(study, monkeypatch):
+    node = {"Alive": True, "Resources": {"CPU": 16, "GPU": 2}, "Labels": {}}
+    monkeypatch.setattr("sweeper.engine.cluster.ray.nodes", lambda: [node])
+    asked = {}
+
+    def measured(config, probes, resources, labels):
+        asked.update(device=config.options.device, share=config.gpu_share, probes=probes, **resources)
+        return Packing(peaks={"a": 16 * GB}, context_bytes=GB, total_bytes=80 * GB)
+
+    monkeypatch.setattr(execute, "measured_packing", measured)
+    lanes = execute.study_lanes(study)
+    assert asked == {"device": "cuda", "share": 1.0, "probes": {"a": {"batch_size": 24}}, "CPU": 2, "GPU": 1.0}
+    assert lanes.shape.resources_per_worker == {"CPU": 2, "GPU": 0.3333}
+    assert capacity(lanes.shape).now == lanes.count == 6
+    monkeypatch.setattr(execute, "measured_packing", lambda *_: None)
+    assert execute.study_lanes(study).count == 2, "a probe that fails costs the packing and nothing else"
+
+
+def test_a_probe_that_dies_is_a_warning(study, monkeypatch, caplog):
+    class Task:
+        def options(self, **_):
+            return self
+
+        def remote(self, *_):
+            return "reference"
+
+    def dies(_):
+        raise packing.ray.exceptions.WorkerCrashedError
+
+    monkeypatch.setattr(packing.ray, "remote", lambda _: Task())
+    monkeypatch.setattr(packing.ray, "get", dies)
+    with caplog.at_level(logging.WARNING):
+        assert measured_packing(None, {}, {"CPU": 1.0, "GPU": 1.0}, {}) is None
+    assert "a GPU of its own" in caplog.text
+
+
+def test_a_probe_measures_every_model_and_what_a_process_takes_beside_it():
+    worker = SimpleNamespace(peak_bytes=lambda model, params, memory: params["batch_size"] * memory.total_bytes // 100)
+    config = SimpleNamespace(start=lambda: worker)
+    found = packing._probe(config, {"a": {"batch_size": 5}, "b": {"batch_size": 10}}, SimulatedMemory)
+    assert found == Packing(peaks={"a": 4 * GB, "b": 8 * GB}, context_bytes=GB // 2, total_bytes=80 * GB)
+    assert found.lanes == 7
+
+
+@pytest.mark.parametrize(
+    ("training", "rule"),
+    [
+        ("{resources_per_worker: {CPU: auto}}", "only GPU"),
+        ("{num_workers: 2, resources_per_worker: {GPU: auto}}", "one"),
+    ],
+)
+def test_only_the_gpu_of_a_single_worker_is_packed(tmp_path, training, rule):
+    (tmp_path / "study.yaml").write_text(
+        "schema: 1\nname: packed\n"
+        "task: {type: image-classification, data: {train: 'builtin:digits'}}\n"
+        f"models: [{{name: a, checkpoint: a}}]\ntraining: {training}\n"
+    )
+    with pytest.raises(InputError, match=f"resources_per_worker.*{rule}"):
+        load_study(tmp_path / "study.yaml")
