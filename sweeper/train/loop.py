@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,13 +22,14 @@ from sweeper.core.selection import best_measurement
 from sweeper.core.trial import Measurement, TrialSpec
 from sweeper.models import adapters
 from sweeper.models.load import Pretrained
-from sweeper.tasks.base import Batch, Examples, LossOptions, Task
+from sweeper.tasks.base import Examples, LossOptions, Task
 from sweeper.train import checkpoint, parallel, sharding
 from sweeper.train.activation_cache import ActivationStore, Prefix, Serving, cached_prefix, is_worth_it, uncached
-from sweeper.train.augment import Augmentation, Draws
+from sweeper.train.augment import Augmentation
 from sweeper.train.balance import class_weights
 from sweeper.train.batches import epoch_batches, steps_per_epoch
-from sweeper.train.evaluate import evaluate, is_out_of_memory, write_threshold
+from sweeper.train.evaluate import evaluate, write_threshold
+from sweeper.train.gradients import Gradients
 from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
 from sweeper.train.options import TrainOptions
 from sweeper.train.readback import (
@@ -117,12 +117,10 @@ class TrainingRun(Iterator[Measurement]):
         self._device = torch.device(options.device)
         self._measure = options.measure
         self._activations = activations
-        self._serve_train: Serving = uncached
         self._serve_validation: Serving = uncached
         self._measurements: list[Measurement] = []
         self._best: checkpoint.State = {}
         self._threshold: float | None = None
-        self._micro = options.micro_batch_size
         self._stages = stages(
             self._settings,
             model.layout.num_blocks,
@@ -135,6 +133,16 @@ class TrainingRun(Iterator[Measurement]):
         self._frozen: list[torch.nn.Module] = []
         self._is_sharded = options.strategy == "fsdp" and parallel.world_size() > 1
         self._gathered: checkpoint.State = {}
+        self._gradients = Gradients(
+            task=task,
+            examples=data.train,
+            options=options,
+            augmentation=self._augmentation,
+            loss_options=self._loss_options(),
+            seed=trial.seed,
+            is_sharded=self._is_sharded,
+            micro_batch_size=options.micro_batch_size,
+        )
         if len(data.train) < self._settings.batch_size:
             raise InfeasibleError(
                 f"batch_size: {self._settings.batch_size} is more than the {len(data.train)} training examples"
@@ -261,7 +269,7 @@ class TrainingRun(Iterator[Measurement]):
                 best=self._best,
                 optimizer=self._gathered or checkpoint.optimizer_state(self._optimizer, self._module),
                 measurements=self._measurements,
-                micro_batch_size=self._micro,
+                micro_batch_size=self._gradients.micro_batch_size,
                 threshold=self._threshold,
             ),
         )
@@ -280,7 +288,7 @@ class TrainingRun(Iterator[Measurement]):
         """Free the weights and the optimizer; the run is over."""
         self._module = self._wrapped = self._optimizer = None
         self._frozen, self._best, self._gathered = [], {}, {}
-        self._serve_train = self._serve_validation = uncached
+        self._gradients.module, self._gradients.serve, self._serve_validation = None, uncached, uncached
 
     @property
     def _asked(self) -> dict[str, Any]:
@@ -319,9 +327,10 @@ class TrainingRun(Iterator[Measurement]):
             carry_state(self._optimizer, optimizer)
         self._stage, self._optimizer = stage, optimizer
         self._wrapped = sharded if self._is_sharded else parallel.wrap(self._module, self._device)
+        self._gradients.module = self._wrapped
         self._frozen = self._layout.frozen_modules(self._live, stage.rates)
         with self._measure("cache"):
-            self._serve_train, self._serve_validation = self._serve()
+            self._gradients.serve, self._serve_validation = self._serve()
 
     def _is_pristine_below(self, boundary: int) -> bool:
         """Whether every weight below a boundary is the checkpoint's: none drawn anew, none trained before."""
@@ -365,7 +374,7 @@ class TrainingRun(Iterator[Measurement]):
         self._measurements = list(snapshot.measurements)
         self._best = snapshot.best
         self._threshold = snapshot.threshold
-        self._micro = snapshot.micro_batch_size
+        self._gradients.micro_batch_size = snapshot.micro_batch_size
         self._module.load_state_dict(snapshot.weights)
         # The stage that was under way: one that begins at this very epoch is entered by the next step.
         self._enter([stage for stage in self._stages if stage.from_epoch < max(self.epoch, 1)][-1])
@@ -379,7 +388,6 @@ class TrainingRun(Iterator[Measurement]):
         seed = derive_seed(self._trial.seed, "order")
         return epoch_batches(lengths, self._settings.batch_size, seed, epoch, sampling)
 
-    @cached_property
     def _loss_options(self) -> LossOptions:
         weights = None
         if self._balance == "class-weights":
@@ -410,8 +418,7 @@ class TrainingRun(Iterator[Measurement]):
             set_rates(self._optimizer, factor)
             if index == 0:
                 check_rates(self._optimizer, self._live, self._layout, self._stage, factor)
-            draws = self._draws(len(rows), index)
-            losses += self._step_within_memory(rows, draws)
+            losses += self._gradients.add(rows, self.epoch, index)
             with self._measure("optimizer"):
                 if settings.max_grad_norm > 0:
                     torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
@@ -419,93 +426,3 @@ class TrainingRun(Iterator[Measurement]):
                 self._optimizer.zero_grad(set_to_none=True)
             count += len(rows)
         return float(parallel.total(losses)) / count
-
-    def _draws(self, count: int, index: int) -> Draws | None:
-        if self._augmentation.is_off:
-            return None
-        seed = derive_seed(self._trial.seed, "augmentation")
-        return self._augmentation.draw(count, seed, self.epoch, index)
-
-    def _step_within_memory(self, rows: NDArray[np.int64], draws: Draws | None) -> torch.Tensor:
-        """Compute the gradients of one batch; out of memory halves the micro-batch and tries again."""
-        most = -(-len(rows) // parallel.world_size())
-        while (losses := self._gradients(rows, draws)) is None:
-            held = min(self._micro or most, most)
-            if held == 1:
-                raise InfeasibleError("out of memory with a micro-batch of one example")
-            self._micro = held // 2
-            self._optimizer.zero_grad(set_to_none=True)
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-        return losses
-
-    def _gradients(self, rows: NDArray[np.int64], draws: Draws | None) -> torch.Tensor | None:
-        """Accumulate this worker's part of a batch's gradients; return its summed loss, None when out of memory.
-
-        The loss is the mean over the global batch, so neither the number of workers nor of micro-batches changes it.
-        All workers agree on having memory enough before the last backward pass, which reduces the gradients.
-        """
-        world = parallel.world_size()
-        mine = np.array_split(np.arange(len(rows)), world)[parallel.rank()]
-        share = world / len(rows) if len(mine) else 0.0  # DDP averages over workers
-        mine = mine if len(mine) else np.arange(1)  # a worker without a part still joins the others' reduction
-        *first, (last, weight) = self._parts(mine, -(-len(rows) // world))
-        losses = torch.zeros((), dtype=torch.float64, device=self._device)
-        reduced = False
-        try:
-            with parallel.without_reduction(self._wrapped):
-                for part, counts in first:
-                    loss = self._loss(rows, part, draws) * counts
-                    losses += loss.detach()
-                    self._backward(loss * share)
-            loss = self._loss(rows, last, draws) * weight
-            losses += loss.detach()
-            if parallel.any_worker(False):
-                return None
-            reduced = True
-            self._backward(loss * share)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or (world > 1 and (reduced or self._is_sharded)):
-                raise  # amid a reduction the others cannot be told: the lane is given up
-            parallel.any_worker(True)
-            return None
-        return losses if share else torch.zeros_like(losses)
-
-    def _parts(self, mine: NDArray[np.int64], most: int) -> list[tuple[NDArray[np.int64], float]]:
-        """Cut this worker's examples, ``most`` on any worker, into micro-batches, each with what it counts.
-
-        Sharded workers take as many forward passes as each other, if need be with one that counts nothing.
-        """
-        micro = self._micro or most
-        if not self._is_sharded:
-            return [(mine[i : i + micro], 1.0) for i in range(0, len(mine), micro)]
-        count = -(-most // micro)
-        parts = [(part, 1.0) for part in np.array_split(mine, count) if len(part)]
-        return [(mine[:1], 0.0)] * (count - len(parts)) + parts
-
-    def _backward(self, loss: torch.Tensor) -> None:
-        with self._measure("backward"):
-            loss.backward()  # type: ignore[no-untyped-call]
-
-    def _loss(self, rows: NDArray[np.int64], at: NDArray[np.int64], draws: Draws | None) -> Any:
-        """Return the summed loss of a batch's examples at positions ``at``, a tensor of one element."""
-        batch = self._augmented(rows, at, draws)
-        if draws is None or not self._augmentation.mixes:
-            return self._losses(self._forward(batch, rows[at]), batch.targets).sum()
-        partners = self._augmented(rows, draws.partners[at], draws)
-        mixed, share = self._augmentation.mix(batch, partners, draws)
-        outputs = self._forward(mixed, rows[at])
-        losses = share * self._losses(outputs, batch.targets) + (1 - share) * self._losses(outputs, partners.targets)
-        return losses.sum()
-
-    def _augmented(self, rows: NDArray[np.int64], at: NDArray[np.int64], draws: Draws | None) -> Batch:
-        with self._measure("data"):
-            batch = self._data.train.batch(rows[at])
-        return batch if draws is None else self._augmentation.apply(batch, draws, at)
-
-    def _forward(self, batch: Batch, rows: NDArray[np.int64]) -> Any:
-        with self._measure("forward"), self._options.autocast(), self._serve_train(rows):
-            return self._wrapped(**{name: tensor.to(self._device) for name, tensor in batch.inputs.items()})
-
-    def _losses(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-        return self._task.loss(outputs, targets.to(self._device), self._loss_options)
