@@ -12,10 +12,9 @@ from sweeper.stats import overtuning
 
 OVERTUNING_NOTE = (
     "Overtuning (Schneider et al. 2025) is how much worse on test the last validation incumbent is than the best "
-    "earlier "
-    "one; a sealed test split allows it for the two incumbents that were confirmed with fresh seeds, the default and "
-    "the "
-    "tuned configuration, and forbids it for the trials between. Relative: divided by the progress since the first."
+    "earlier one; a sealed test split allows it for the two incumbents that were confirmed with fresh seeds, the "
+    "default and the tuned configuration, and forbids it for the trials between. Relative: divided by the progress "
+    "since the first."
 )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sweeper.report.source import Source, trivial_baseline
-from sweeper.report.words import count
+from sweeper.report.words import count, listed
+from sweeper.search.schedulers import make_stopping
+from sweeper.spec.study import SchedulerSpec
+from sweeper.stats.estimates import EXACT_PAIRS
 
 _STOPPING = {
     "asha": "asynchronous successive halving, the stopping variant",
@@ -139,26 +142,31 @@ def _search(source: Source) -> str:
         pruning = "No trial was stopped early."
     else:
         name = _STOPPING.get(stopping["type"], str(stopping["type"]))
-        details = [
-            text.format(stopping[key])
-            for key, text in (
-                ("reduction_factor", "reduction factor {}"),
-                ("grace_fraction", "first rung after {:.0%} of the epochs"),
-            )
-            if stopping.get(key) is not None
-        ]
+        factor = stopping.get("reduction_factor") if stopping["type"] != "median" else None
+        details = [f"reduction factor {factor}"] if factor is not None else []
+        details += _judged(source)
         how = f" ({', '.join(details)})" if details else ""
         pruning = (
-            f"Trials were stopped early by {name}{how}, models apart. A trial was judged only after its warm-up and "
-            f"its "
-            "last unfreezing event."
+            f"Trials were stopped early by {name}{how}, each model's trials among themselves. A trial was judged only "
+            "after its warm-up and its last unfreezing event."
         )
     return (
         f"Each of {count(len(source.models), 'model')} was tuned separately with {search['num_trials']} trials of at "
-        f"most "
-        f"{search['max_epochs']} epochs (sampler {search['sampler']}); trial 0 is its default configuration. {pruning} "
-        "Search saw the train and validation splits only."
+        f"most {search['max_epochs']} epochs (sampler {search['sampler']}); trial 0 is its default configuration. "
+        f"{pruning} Search saw the train and validation splits only."
     )
+
+
+def _judged(source: Source) -> list[str]:
+    """Say after which epochs trials were judged, by the rule that ran."""
+    search = source.manifest.content["search"]
+    spec = SchedulerSpec(**{key: search["scheduler"][key] for key in ("type", "reduction_factor", "grace_fraction")})
+    rungs = make_stopping(spec, source.objective, search["max_epochs"]).rungs
+    if not rungs:
+        return []
+    if spec.type == "median" and len(rungs) > 1:
+        return [f"judged after every epoch from {rungs[0]} on"]
+    return [f"judged after epoch{'s' if len(rungs) > 1 else ''} {listed([str(rung) for rung in rungs])}"]
 
 
 def _confirmation(source: Source) -> str:
@@ -166,8 +174,7 @@ def _confirmation(source: Source) -> str:
     return (
         f"The best trial of each model was chosen by validation {source.objective.metric} ({source.objective.goal}) "
         f"alone. It and the default were then trained anew with {count(len(seeds), 'seed')} that the search never "
-        f"used, "
-        "the same for all models, the epoch again chosen on validation, and scored on the test split."
+        "used, the same for all models, the epoch again chosen on validation, and scored on the test split."
     )
 
 
@@ -186,9 +193,11 @@ def _data(source: Source) -> str:
 
 
 def _statistics(source: Source) -> str:
+    seeds = len(source.manifest.seeds["confirmation"])
+    exact = "exact sign-flip tests" if seeds <= EXACT_PAIRS else "sign-flip tests (10,000 random sign patterns)"
     text = (
-        "Intervals are Student's t over seeds (95%). Verdicts are exact sign-flip tests on paired seeds, Holm-adjusted "
-        "over all pairs. "
+        f"Intervals are Student's t over seeds (95%). Verdicts are {exact} on paired seeds, two-sided, Holm-adjusted "
+        "over all pairs at 5%. "
     )
     if len(source.manifest.test_openings) > 1:
         text += "Seeds were added after a first look at the test scores, so false claims are likelier than 5%. "
@@ -196,8 +205,7 @@ def _statistics(source: Source) -> str:
         text += f"Two models tie where two one-sided tests say that they differ by less than {source.delta:g}. "
     return text + (
         "The second unit of resampling, the test example, has its own table: it says what another test set of this "
-        "size "
-        "could have shown for these trained models."
+        "size could have shown for these trained models."
     )
 
 
@@ -250,8 +258,7 @@ def _imported_scope(source: Source) -> list[str]:
     lines = [
         (
             "The search may not have been independent draws (tuning curves and bands hold for those only), nor equal "
-            "in "
-            "space and budget between the models; early stopping, retries and choices made by hand are not known."
+            "in space and budget between the models; early stopping, retries and choices made by hand are not known."
         )
     ]
     if source.scores:

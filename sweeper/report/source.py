@@ -75,8 +75,20 @@ class Source:
         return delta
 
     def best(self, model: str) -> dict[str, Any] | None:
-        """The best COMPLETE trial by validation; ties go to the lower number."""
-        return min(self.complete(model), key=lambda t: (self.objective.loss(t["value"]), t["number"]), default=None)
+        """The best COMPLETE trial by validation, by the rule of `core.selection.best_trial`: the one that is confirmed.
+
+        Ties go to the lower validation loss at the best epoch, where it is known, then to the lower number.
+        """
+
+        def key(trial: dict[str, Any]) -> tuple[float, float, int]:
+            tied = self._validation_losses.get((trial["trial_id"], trial["best_epoch"]))
+            return self.objective.loss(trial["value"]), tied or 0.0, trial["number"]
+
+        return min(self.complete(model), key=key, default=None)
+
+    @cached_property
+    def _validation_losses(self) -> dict[tuple[str, int], float | None]:
+        return {(row["trial_id"], row["epoch"]): row["validation_loss"] for row in self.measurements}
 
 
 def read_source(root: Path) -> Source:

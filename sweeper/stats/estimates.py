@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-_EXACT_PAIRS = 16  # 65,536 sign patterns are counted one by one, beyond that they are drawn
+EXACT_PAIRS = 16  # 65,536 sign patterns are counted one by one, beyond that they are drawn
 _RESAMPLES = 9_999
 
 
@@ -101,7 +101,7 @@ def paired_permutation(a: ArrayLike, b: ArrayLike, seed: int = 0) -> float:
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     count = len(differences)
     observed = abs(differences.sum())
-    if count <= _EXACT_PAIRS:
+    if count <= EXACT_PAIRS:
         bits = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
         sums = np.abs((1 - 2 * bits) @ differences)
         return float(np.mean(sums >= observed - 1e-12 * max(1.0, observed)))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from results_folder import SEEDS, add_predictions, make_results
 
@@ -24,6 +26,8 @@ from sweeper.report.leaderboard import leaderboard
 from sweeper.report.markdown import escape
 from sweeper.report.method import dimensions, range_words, scope, sources
 from sweeper.report.source import read_source
+from sweeper.store.paths import ResultPaths
+from sweeper.store.tables import write_table
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +269,17 @@ def test_the_scope_says_whether_splits_were_varied(results):
     source.manifest.content["confirm"]["vary"] = ["seed", "split"]
     assert "the split into train and validation, drawn anew for each seed" in scope(source)[0]
     assert "test split was the same in all runs" in scope(source)[0]
+
+
+def test_trials_that_tie_on_validation_are_chosen_between_as_confirmation_chose(tmp_path):
+    make_results(tmp_path, ("good", "other"))
+    paths = ResultPaths(tmp_path)
+    trials, measurements = (pq.read_table(path).to_pylist() for path in (paths.trials, paths.measurements))
+    tied = [trial for trial in trials if trial["model"] == "good" and trial["number"] in (5, 7)]
+    assert {trial["state"] for trial in tied} == {"COMPLETE"}
+    tied[1]["value"] = tied[0]["value"]
+    for row in measurements:
+        row["validation_loss"] = 0.4 if row["trial_id"] == tied[1]["trial_id"] else row["validation_loss"]
+    for path, rows in ((paths.trials, trials), (paths.measurements, measurements)):
+        write_table(path, pa.Table.from_pylist(rows, schema=pq.read_schema(path)))
+    assert read_source(tmp_path).best("good")["number"] == 7
