@@ -227,9 +227,13 @@ def test_a_killed_driver_and_a_killed_raylet_resume_to_the_identical_study(finis
     path = tiny.write_study(tmp_path, checkpoints)
     ledger = ResultPaths(tmp_path / "results" / "tiny")
     with no_leaks([ledger.root], mark=marked):
-        for events, victim in ((12, "driver"), (40, "raylet")):
+        for events, victim in ((12, "driver"), (20, "raylet")):
             process = subprocess.Popen(
-                command("run", path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                command("run", path),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=os.environ | SOON_NOTICED,
             )
             deadline = time.monotonic() + 120
             while not ledger.ledger.exists() or ledger.ledger.read_bytes().count(b"\n") < events:
@@ -238,9 +242,10 @@ def test_a_killed_driver_and_a_killed_raylet_resume_to_the_identical_study(finis
                 time.sleep(0.02)
             os.kill(process.pid if victim == "driver" else raylet_below(process.pid), signal.SIGKILL)
             said, _ = process.communicate(timeout=120)
-        assert process.returncode == 1
-        assert said.splitlines()[-1].startswith("Ray failed on the driver's node"), said
-        assert "Traceback" not in said, said
+        if process.returncode:  # workers go on without their raylet until Ray notices: the study may be done before
+            assert process.returncode == 1
+            assert sum(line.startswith("Ray failed on the driver's node") for line in said.splitlines()) == 1, said
+            assert "Traceback" not in said, said
         result = subprocess.run(command("resume", ledger.root), capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     assert differences(sweeper.load_results(ledger.root), finished) == []
