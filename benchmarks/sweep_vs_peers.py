@@ -2,6 +2,7 @@
 
     python benchmarks/sweep_vs_peers.py --json OUT.json
     python benchmarks/sweep_vs_peers.py --peers hf_ray --merge --json OUT.json
+    python benchmarks/sweep_vs_peers.py --search --json OUT.json
 
 Same models, data, epochs, seeds, new heads and batches; all five unfreezing schedules; no pruning. The scripts that run
 stand in ``benchmarks/peers/``; each is a process of its own, one after the other, and gets the whole machine.
@@ -11,6 +12,10 @@ memory is the largest sum of proportional set sizes, sampled every three seconds
 sweeper also within. Scores are validation accuracies after the last epoch: of each schedule the paired mean difference
 to sweeper must lie within two standard errors. Every call runs sweeper too, so that a ratio compares runs of the same
 minutes; ``--merge`` adds the peers of a call to those that the JSON file holds already.
+``--search``: sweeper's own search and early stopping against the Trainer's with Optuna's own sampler and pruner, over
+one space and with as many trials; what counts is when a tool has reached, for every model, the validation accuracy
+that both of them reach in the end. (A Ray Tune trial that builds a ``TorchTrainer`` cannot be pruned without leaking
+its placement group, so that pattern takes no part.)
 ``digits``: the quickstart's three vision models; ``docstrings``: two encoders. Checkpoints that are missing are made
 first, by the examples' ``pretrain.py`` (a minute or two). Needs the extra ``bench``.
 """
@@ -41,6 +46,7 @@ from sweeper.workflows.study import provisional
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 SCHEDULES = ("full", "head_only", "last_blocks", "gradual", "head_then_full")
+SEARCHES = {"sweeper": "search_sweeper", "hf_optuna": "search_optuna"}
 ARMS = {"sweeper": "sweeper_lanes", "ray_pattern": "ray_pattern", "hf_optuna": "hf_optuna", "hf_ray": "hf_ray"}
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans of an arm become our children
 SAMPLE_SECONDS, MEMORY_SECONDS = 0.5, 3.0
@@ -89,21 +95,27 @@ def write_work(name: str, repeats: int, max_epochs: int, folder: Path) -> dict[s
         "max_epochs": max_epochs,
         "max_length": spec.task.max_length or 256,
         "classes": classes,
+        "search": {
+            "learning_rates": {model: [rate / 10, rate * 3] for model, rate in rates.items()},
+            "batch_sizes": [16, 32],
+            "schedules": SCHEDULES,
+        },
     }
     (folder / "work.json").write_text(json.dumps(work))
     return work
 
 
-def run_arm(arm: str, folder: Path, num_trials: int) -> dict[str, Any]:
-    """Run one tool over the list in ``folder``; return what it took and its scores in the list's order."""
+def run_arm(arm: str, script: str, folder: Path) -> dict[str, Any]:
+    """Run one tool over the work in ``folder``; return what it took. What it writes lies in a folder of its own."""
     out = folder / arm
     out.mkdir()
     paths = os.pathsep.join(str(path.resolve()) for path in (HERE.parent, HERE, HERE / "peers"))
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
     environment["RAY_worker_niceness"] = "0"  # sweeper's own setting; without it a busy machine would starve Ray's arms
+    environment["SEARCH_BEGAN"] = str(time.time())
     began = time.perf_counter()
     with (folder / f"{arm}.log").open("w") as log:
-        command = [sys.executable, str(HERE / "peers" / f"{ARMS[arm]}.py"), str(folder / "work.json"), str(out)]
+        command = [sys.executable, str(HERE / "peers" / f"{script}.py"), str(folder / "work.json"), str(out)]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=out)
         peak, cpu, sampled_at = 0, {}, 0.0
         while process.poll() is None:
@@ -114,13 +126,52 @@ def run_arm(arm: str, folder: Path, num_trials: int) -> dict[str, Any]:
             time.sleep(SAMPLE_SECONDS)
     ended = time.perf_counter()
     _reap(deadline=time.monotonic() + 60)
-    if process.returncode or len(list(out.glob("[0-9]*.json"))) != num_trials:
-        sys.exit(f"{arm} failed:\n" + (folder / f"{arm}.log").read_text()[-3000:])
+    if process.returncode:
+        _give_up(arm, folder)
     return {
         "wall_clock_seconds": ended - began,
         "cpu_seconds": sum(cpu.values()),
         "peak_memory_bytes": peak,
-        "scores": [json.loads((out / f"{index}.json").read_text()) for index in range(num_trials)],
+    }
+
+
+def _give_up(arm: str, folder: Path) -> None:
+    sys.exit(f"{arm} failed:\n" + (folder / f"{arm}.log").read_text()[-3000:])
+
+
+def scores_of(arm: str, folder: Path, num_trials: int) -> list[float]:
+    """Return an arm's scores in the order of the list of trials."""
+    if len(list((folder / arm).glob("[0-9]*.json"))) != num_trials:
+        _give_up(arm, folder)
+    return [json.loads((folder / arm / f"{index}.json").read_text()) for index in range(num_trials)]
+
+
+def searched(folder: Path, peers: list[str]) -> dict[str, Any]:
+    """Let every tool search; compare the time that each took to what all of them reach."""
+    arms, best, seen = {}, {}, {}
+    for arm in ("sweeper", *peers):
+        arms[arm] = run_arm(arm, SEARCHES[arm], folder)
+        lines = (folder / arm / "events.jsonl").read_text().splitlines()
+        seen[arm] = [json.loads(line) for line in lines]
+        models = {event["model"] for event in seen[arm]}
+        best[arm] = {m: max(event["accuracy"] for event in seen[arm] if event["model"] == m) for m in models}
+        print(arm, {key: round(value, 1) for key, value in arms[arm].items()}, best[arm], flush=True)
+    reached = {model: min(best[arm][model] for arm in arms) for model in best["sweeper"]}
+    seconds = {
+        arm: max(
+            min(e["seconds"] for e in events if e["model"] == model and e["accuracy"] >= score)
+            for model, score in reached.items()
+        )
+        for arm, events in seen.items()
+    }
+    return {
+        "reached": reached,
+        "best": best,
+        "seconds_to_reached": seconds,
+        "time_ratio": {arm: seconds[arm] / seconds["sweeper"] for arm in peers},
+        "cpu_ratio": {arm: arms[arm]["cpu_seconds"] / arms["sweeper"]["cpu_seconds"] for arm in peers},
+        "epochs_trained": {arm: len(events) for arm, events in seen.items()},
+        "arms": arms,
     }
 
 
@@ -155,7 +206,9 @@ def main() -> None:
     parser.add_argument("--work", choices=list(WORK), default="digits")
     parser.add_argument("--repeats", type=int, default=3, help="trials for each model and schedule")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--peers", default="hf_optuna,hf_ray,ray_pattern")
+    parser.add_argument("--peers", help="hf_optuna,hf_ray,ray_pattern; of searches hf_optuna")
+    parser.add_argument("--search", action="store_true", help="let every tool search by itself")
+    parser.add_argument("--trials", type=int, default=12, help="of a search, for each model")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--merge", action="store_true", help="keep the other peers' figures that the JSON file holds")
     arguments = parser.parse_args()
@@ -163,9 +216,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = write_work(arguments.work, arguments.repeats, arguments.epochs, folder)
+        if arguments.search:
+            work["search"]["num_trials"] = arguments.trials
+            (folder / "work.json").write_text(json.dumps(work))
+            found = searched(folder, (arguments.peers or "hf_optuna").split(","))
+            found |= {"work": arguments.work, "num_trials": arguments.trials, "machine": facts()}
+            print(json.dumps({key: value for key, value in found.items() if key != "arms"}, indent=2))
+            if arguments.json:
+                arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+            return
         arms = {}
-        for arm in ("sweeper", *arguments.peers.split(",")):
-            arms[arm] = run_arm(arm, folder, len(work["trials"]))
+        for arm in ("sweeper", *(arguments.peers or "hf_optuna,hf_ray,ray_pattern").split(",")):
+            arms[arm] = run_arm(arm, ARMS[arm], folder)
+            arms[arm]["scores"] = scores_of(arm, folder, len(work["trials"]))
             shown = {key: round(value, 1) for key, value in arms[arm].items() if key != "scores"}
             print(arm, shown, f"mean score {np.mean(arms[arm]['scores']):.4f}", flush=True)
     result = {"work": arguments.work, "num_trials": len(work["trials"]), "max_epochs": arguments.epochs}
