@@ -35,7 +35,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/trial_overhead.py --rounds 1 --lane-trials 30 --pattern-trials 2
+	$(BIN)/python benchmarks/trial_overhead.py --workers 1 --rounds 1 --lane-trials 30 --pattern-trials 2
 	$(BIN)/python benchmarks/activation_cache.py --architectures encoder --schedules last_blocks --examples 32 --rounds 1
 	$(BIN)/python benchmarks/sweep_vs_peers.py --repeats 1 --epochs 2 --peers hf_optuna
 

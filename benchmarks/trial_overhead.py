@@ -5,7 +5,7 @@
 The documented pattern is the one of Ray's guide "Hyperparameter Tuning with Ray Tune": a driver function that builds
 a TorchTrainer per trial and reports through TuneReportCallback. Both arms run the same trials (three epochs that do
 nothing), with the same workers, in the same cluster, in alternation; each arm keeps the two cores busy (two trials at
-a time with one worker each, one at a time with two). ``ratio`` is the smallest over 1 and 2 workers of
+a time with one worker each, one at a time with two). ``ratio`` is the smallest over ``--workers`` of
 pattern / lanes in seconds per trial. A pool's own start is charged separately as ``pool_start_seconds``, once a sweep.
 """
 
@@ -152,12 +152,14 @@ def main() -> None:
     parser.add_argument("--lane-trials", type=int, default=100)
     parser.add_argument("--pattern-trials", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=2, help="alternations of the two arms; the best of each counts")
+    parser.add_argument("--workers", default="1,2", help="workers of a lane")
     arguments = parser.parse_args()
+    counts = [int(count) for count in arguments.workers.split(",")]
     arms: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, connection(num_cpus=2):
         scratch = Path(folder)
         for _ in range(arguments.rounds):
-            for num_workers in (1, 2):
+            for num_workers in counts:
                 for name, arm, count in (
                     ("lanes", lanes_arm, arguments.lane_trials),
                     ("ray_pattern", pattern_arm, arguments.pattern_trials),
@@ -170,7 +172,7 @@ def main() -> None:
     per_trial = {key: figures["seconds_per_trial"] for key, figures in arms.items()}
     ratios = {
         str(n): per_trial[f"ray_pattern_{n}_worker{'s' * (n > 1)}"] / per_trial[f"lanes_{n}_worker{'s' * (n > 1)}"]
-        for n in (1, 2)
+        for n in counts
     }
     result = {
         "ratio": min(ratios.values()),
