@@ -197,6 +197,7 @@ def main() -> None:
         "tuning-curve band at least 93%": found["coverage"]["tuning curve, all budgets at once"] >= 0.93,
         "more seeds within 1.5 in the median": 1 / 1.5 <= median <= 1.5,
     }
+    found["passed"] = {name: bool(passed) for name, passed in found["passed"].items()}
     for name, share in found["wrong_beats"].items():
         print(f"wrong beats, 4 equal models, {SEEDS} seeds, {name}: {share:.1%}")
     print(f"wrong ties, 4 models exactly delta apart: {found['wrong_ties']:.1%}")

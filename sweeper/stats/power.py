@@ -5,6 +5,8 @@ Effects are in units of the standard deviation of the paired differences (Cohen'
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
@@ -39,8 +41,7 @@ def power(effect: float, num_pairs: int, alpha: float = 0.05) -> float:
         return 1.0
     # scipy.special computes the same as scipy.stats at a hundredth of the cost.
     critical = special.stdtrit(freedom, 1 - alpha / 2)
-    wrong_side = special.nctdtr(freedom, shift, -critical)  # NaN where it is too small for scipy
-    return float(1 - special.nctdtr(freedom, shift, critical) + np.nan_to_num(wrong_side))
+    return float(1 - special.nctdtr(freedom, shift, critical)) + _lower_tail(freedom, shift, critical)
 
 
 def minimum_detectable_effect(num_pairs: int, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -93,8 +94,7 @@ def undecided_effect(effect: float, num_pairs: int, alpha: float = 0.05) -> floa
     critical = float(special.stdtrit(freedom, 1 - alpha / 2))
 
     def inside(bound: float, shift: float) -> float:
-        wrong_side = np.nan_to_num(special.nctdtr(freedom, shift, -bound))
-        return float(special.nctdtr(freedom, shift, bound) - wrong_side)
+        return float(special.nctdtr(freedom, shift, bound)) - _lower_tail(freedom, shift, bound)
 
     def excess(shift: float) -> float:
         return inside(observed, shift) / inside(critical, shift) - 0.5
@@ -104,7 +104,15 @@ def undecided_effect(effect: float, num_pairs: int, alpha: float = 0.05) -> floa
         most *= 0.8
     if observed >= critical or excess(most) > 0:
         return float("inf")
-    return 0.0 if excess(0.0) <= 0 else float(optimize.brentq(excess, 0.0, most) / np.sqrt(num_pairs))
+    if excess(0.0) <= 0:
+        return 0.0
+    return float(optimize.brentq(excess, 0.0, most, xtol=1e-6, rtol=1e-6) / np.sqrt(num_pairs))
+
+
+def _lower_tail(freedom: int, shift: float, bound: float) -> float:
+    """Return the probability that noncentral t lies below ``-bound``; 0 where it is too small for scipy."""
+    tail = float(special.nctdtr(freedom, shift, -bound))
+    return 0.0 if math.isnan(tail) else tail
 
 
 def fewest_pairs(alpha: float = 0.05) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -72,8 +72,9 @@ def verdicts(
     found: dict[str, list[Verdict]] = {name: [] for name in values}
     for (a, b), p_value, same in zip(pairs, adjusted, equal, strict=True):
         test = _Test(float(p_value), float(same), alpha, len(pairs), delta)
-        found[a].append(_verdict(b, values[a] - values[b], test))
-        found[b].append(_verdict(a, values[b] - values[a], test))
+        verdict = _verdict(b, values[a] - values[b], test)
+        found[a].append(verdict)
+        found[b].append(_reversed(verdict, a))
     return found
 
 
@@ -116,6 +117,19 @@ def _verdict(other: str, differences: NDArray[np.float64], test: _Test) -> Verdi
         word = "undecided against"
         more = _more_seeds(differences, test)
     return Verdict(other, word, interval.mean, interval.low, interval.high, test.p_value, unit="seeds", more_seeds=more)
+
+
+def _reversed(verdict: Verdict, other: str) -> Verdict:
+    """Return the same comparison as the other model sees it."""
+    opposite = {"beats": "loses to", "loses to": "beats"}
+    return replace(
+        verdict,
+        other=other,
+        verdict=opposite.get(verdict.verdict, verdict.verdict),
+        difference=-verdict.difference,
+        ci_low=None if verdict.ci_high is None else -verdict.ci_high,
+        ci_high=None if verdict.ci_low is None else -verdict.ci_low,
+    )
 
 
 def _more_seeds(differences: NDArray[np.float64], test: _Test) -> int | None:
