@@ -40,8 +40,8 @@ def power(effect: float, num_pairs: int, alpha: float = 0.05) -> float:
     if shift > 37:  # beyond it scipy's noncentral t loses its digits, and the power is 1
         return 1.0
     # scipy.special computes the same as scipy.stats at a hundredth of the cost.
-    critical = special.stdtrit(freedom, 1 - alpha / 2)
-    return float(1 - special.nctdtr(freedom, shift, critical)) + _lower_tail(freedom, shift, critical)
+    critical = float(special.stdtrit(freedom, 1 - alpha / 2))
+    return float(1 - special.nctdtr(freedom, shift, critical)) + _lower_tail(freedom, float(shift), critical)
 
 
 def minimum_detectable_effect(num_pairs: int, alpha: float = 0.05, power: float = 0.8) -> float:
