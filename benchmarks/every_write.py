@@ -243,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=25, help="search trials for each of the two models")
     parser.add_argument("--every", type=int, default=1, help="only every n-th operation, for a short form")
     parser.add_argument("--scheduler", default="asha", help="early stopping of the study")
+    parser.add_argument("--sampler", default="random", help="the default one, auto, thinks 2 s in every session")
     parser.add_argument("--arms", default=",".join(arm.name for arm in ARMS), help="which of the four")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -252,7 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         home = Path(folder)
         make_models(home / "models")
         path = write_study(home / "models", home / "study", options.trials, 1)
-        spec = sweeper.load_study(path, [f"search.scheduler.type={options.scheduler}"])
+        spec = sweeper.load_study(
+            path, [f"search.scheduler.type={options.scheduler}", f"search.sampler={options.sampler}"]
+        )
         with provisional(spec) as proposed:
             study = settle(proposed)
         operations: Counter[str] = Counter()
@@ -265,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             assert code == 0, "the undisturbed study failed"
             operations.update(counted)
             expected = {table: rows(results_of(undisturbed), table) for table in TABLES}
+            print(f"{arm.name}: {counted['all']} operations", file=sys.stderr, flush=True)
             for k in range(0, counted["all"], options.every):
                 kills += 1
                 disturbed = at(study, home / arm.name / f"killed-{k}", arm)
@@ -283,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = {
         "trials": 2 * options.trials,
         "scheduler": options.scheduler,
+        "sampler": options.sampler,
         "operations": operations,
         "kills": kills,
         "identical": kills - len(different),
