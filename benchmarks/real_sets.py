@@ -5,7 +5,7 @@
 DIR holds sms_spam, wine_quality_white, gsm8k, clinc150_imbalanced, sign_language_digits and bccd, as their authors
 publish them (csv, JSON Lines, an image folder, Pascal VOC). The models are built from their configurations and
 pretrained here on the training inputs alone (masked or causal language modelling; detectors on scenes of
-ellipses; images by telling how digits were turned), in seconds to minutes on one core. Budgets are tiny: the tables show
+ellipses; images by telling how digits were turned), in seconds to minutes on one core. Budgets are tiny: they show
 that each task works on real input, not which architecture is better. Of each study the trivial score, the default's and
 the tuned one's on the test split are printed, and how far the training loss of the best trial went down.
 """
@@ -133,7 +133,7 @@ def decoders(folder: Path, train: pa.Table, steps: int) -> list[str]:
     return list(models)
 
 
-def detectors(folder: Path, train: pa.Table, steps: int) -> list[str]:  # noqa: ARG001 - all makers take the same
+def detectors(folder: Path, train: pa.Table, steps: int) -> list[str]:
     """Pretrain an RT-DETR and a D-FINE on scenes of ellipses."""
     for name, model in blob_scenes.make_models().items():
         loss = blob_scenes.pretrain(model, steps)
