@@ -3,7 +3,8 @@
     python examples/generation/make_data.py [--count 1200]
 
 ``data/summaries.csv``: ``signature`` (``def name(arguments)``), ``summary`` (the docstring's first sentence) and
-``file``. Sources are parsed and never imported.
+``file``. ``data/other.csv``: whole docstrings of other packages, on which the study measures what fine-tuning forgets.
+Sources are parsed and never imported.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 LIBRARIES = ("numpy", "pandas", "scipy", "sklearn")
+OTHERS, NUM_OTHERS = ("pyarrow", "ray"), 300
 LONGEST = 80  # characters of a summary, and of a signature
 
 
@@ -40,6 +42,18 @@ def functions(library: str) -> Iterator[tuple[str, str, str]]:
                         yield signature, summary, name
 
 
+def docstrings(library: str) -> Iterator[str]:
+    """Yield the first 400 characters of each docstring of some length."""
+    spec = find_spec(library)
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(Path(location).rglob("*.py"))[:300]:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    text = " ".join((ast.get_docstring(node) or "").split())
+                    if len(text) >= 2 * LONGEST:
+                        yield text[:400]
+
+
 def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,6 +72,10 @@ def main() -> None:
         writer.writerow(["signature", "summary", "file"])
         writer.writerows(rows[at] for at in sorted(chosen))
     print(f"{arguments.output}: {len(chosen)} of {len(rows)} functions")
+    others = sorted({text for library in OTHERS for text in docstrings(library)})
+    kept = np.random.default_rng(0).permutation(len(others))[:NUM_OTHERS]
+    with arguments.output.with_name("other.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text"], *([others[at]] for at in kept)])
 
 
 if __name__ == "__main__":

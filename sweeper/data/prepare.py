@@ -108,6 +108,7 @@ def prepare(
     in_memory: Mapping[str, Any] | None = None,
     target: TargetKind = "class",
     drop_missing: bool = False,
+    own_target: bool = False,
 ) -> PreparedData:
     """Read, check and split the data, and write the splits.
 
@@ -127,6 +128,8 @@ def prepare(
         Kind of the targets.
     drop_missing:
         Leave out and count rows without input or target, instead of refusing them: for the data check.
+    own_target:
+        Let the input column be the target too, for texts that are not trained on.
 
     Raises
     ------
@@ -140,6 +143,7 @@ def prepare(
         group=spec.data.group,
         time=spec.data.time,
         drop_missing=drop_missing,
+        own_target=own_target,
         images=spec.data.images,
     )
     tables, missing, notes = _read(spec, reading, in_memory)

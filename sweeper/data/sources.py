@@ -66,6 +66,8 @@ class Reading:
         Detection: folder of a COCO file's images.
     claimed:
         Detection: other splits that name the same source.
+    own_target:
+        The input is its own target, for what is not to be trained on.
     """
 
     kind: str
@@ -76,6 +78,7 @@ class Reading:
     drop_missing: bool = False
     images: str | None = None
     claimed: tuple[str, ...] = ()
+    own_target: bool = False
 
 
 def read_source(
@@ -270,7 +273,7 @@ def _find_columns(table: pa.Table, reading: Reading, place: str) -> Columns:
             problems.append(Problem(place, rule, name, "correct it"))
     if reading.kind == "image" and len(inputs) > 1:
         problems.append(Problem(place, "one image column can be used", str(len(inputs)), "name one"))
-    if target is not None and target in inputs:
+    if target is not None and target in inputs and not reading.own_target:
         problems.append(Problem(place, "the target must not be an input", target, "remove it from task.columns.input"))
     if problems:
         raise InputError(problems)

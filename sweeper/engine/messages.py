@@ -64,6 +64,7 @@ class Tested:
     """Reply to `Test`: the metrics on the test split.
 
     Of one run a model also what using it costs, and as ``baseline`` what the task's trivial answer scores, by metric.
+    ``retention``, where asked for: ``metric``, and its values ``before`` and ``after`` fine-tuning.
     """
 
     metrics: Mapping[str, float]
@@ -71,6 +72,7 @@ class Tested:
     elapsed_seconds: float
     cost: Mapping[str, Any] = field(default_factory=dict)
     baseline: Mapping[str, float] = field(default_factory=dict)
+    retention: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

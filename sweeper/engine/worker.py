@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from sweeper.core.errors import TrialError, is_of_storage
+from sweeper.core.errors import InfeasibleError, TrialError, is_of_storage
 from sweeper.core.trial import Measurement, Segment, TrialKind, TrialSpec
 from sweeper.data.encoded import encoded
 from sweeper.data.prepare import PreparedData, load_prepared
@@ -33,6 +33,7 @@ from sweeper.train.footprint import CudaMemory, DeviceMemory, peak_bytes
 from sweeper.train.inference import inference_cost
 from sweeper.train.loop import TrainData, TrainingRun, train
 from sweeper.train.precision import settled_precision
+from sweeper.train.retention import ProbeData, retained
 from sweeper.train.spans import Spans
 
 logger = logging.getLogger("sweeper")
@@ -66,6 +67,7 @@ class TrainingWorker:
         self._models: dict[str, Pretrained] = {}
         self._fingerprints: dict[str, str] = {}  # of tokenizers and image processors
         self._examples: dict[tuple[str, str, int | None], Examples] = {}
+        self._retained: dict[str, tuple[str, float]] = {}  # by the checkpoints, see `sweeper.train.retention`
         self._trial: TrialSpec | None = None
         self._segment: Segment | None = None
         self._run: TrainingRun | None = None
@@ -167,7 +169,33 @@ class TrainingWorker:
             baseline=self._task.baseline(self._split(trial.model, "train", None).targets, examples.targets)
             if first
             else {},
+            retention=self._retention(model, weights),
         )
+
+    def _retention(self, model: Pretrained, weights: Path) -> dict[str, Any]:
+        """Return what a confirmed run and its checkpoint know of the study's other set; empty where none is named."""
+        asked = self._config.spec.task.retention
+        if asked is None:
+            return {}
+        other, task = load_prepared(self._paths.data / "retention"), self._config.spec.task
+        data = ProbeData(
+            objective=asked.objective,
+            kind="image" if model.module.main_input_name == "pixel_values" else "text",
+            train=other.train(),
+            test=other.open_test()[: asked.max_examples],
+            max_length=task.max_length,
+            image_size=task.image_size,
+        )
+        name = model.info.name
+        try:
+            if name not in self._retained:
+                self._retained[name] = retained(model.instantiate(0, {}).to(self._config.options.device), model, data)
+            metric, before = self._retained[name]
+            _, after = retained(model.load_weights(weights).to(self._config.options.device), model, data)
+        except InfeasibleError as error:
+            logger.warning("%s", error)
+            return {}
+        return {"metric": metric, "before": before, "after": after}
 
     def peak_bytes(self, model: str, params: Mapping[str, Any], memory: DeviceMemory) -> int:
         """Return what training a model with ``params`` takes of the device at most; see `sweeper.train.footprint`."""

@@ -89,7 +89,7 @@ def make_plan(
         for m in spec.models
     )
     seeds = tuple(confirmation_seed(spec.seed, index) for index in range(num_seeds))
-    task = spec.task.model_dump(mode="json", exclude={"data"})
+    task = spec.task.model_dump(mode="json", exclude={"data": True, "retention": {"data"}})
     search = spec.search.model_dump(
         mode="json", exclude={"max_concurrent_trials", "space", "points_to_evaluate", "warm_start"}
     )
@@ -97,6 +97,9 @@ def make_plan(
         mode="json", include={"num_workers", "precision", "micro_batch_size", "activation_cache"}
     )
     # Named only where they were asked for: studies that began before there were such settings stay the same.
+    task = {
+        key: value for key, value in task.items() if value is not None or key not in ("retention", "max_new_tokens")
+    }
     if spec.training.strategy != "ddp":
         training["strategy"] = spec.training.strategy
     if spec.training.gradient_checkpointing:

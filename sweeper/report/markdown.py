@@ -9,6 +9,7 @@ from sweeper.report.costs import costs, setting
 from sweeper.report.effects import flips, tuning_effects
 from sweeper.report.gaps import OVERTUNING_NOTE, gaps
 from sweeper.report.method import method, openings, scope
+from sweeper.report.retention import retention_rows
 from sweeper.report.source import Source
 from sweeper.report.words import boundary_flags, effort, points, summary, verdict_rows
 
@@ -38,7 +39,13 @@ def markdown(
     keys = ["model", "trials", "complete", "pruned", "fail", "infeasible", "epochs", "unequal"]
     lines += [f"| {' | '.join(keys)} |", f"| {' | '.join('---' for _ in keys)} |"]
     lines += ["| " + " | ".join(escape(str(row[key])) for key in keys) + " |" for row in rows]
-    lines += ["", *(f"- {escape(line)}" for line in boundary_flags(source)), "", *_costs(source, entries)]
+    lines += [
+        "",
+        *(f"- {escape(line)}" for line in boundary_flags(source)),
+        "",
+        *_costs(source, entries),
+        *_retention(source),
+    ]
     lines += ["## Scope of the claims", "", *(f"- {escape(line)}" for line in scope(source)), "", "## Method", ""]
     lines += [f"**{heading}.** {escape(text)}\n" for heading, text in method(source)]
     lines += ["## Best configurations", ""]
@@ -112,6 +119,25 @@ def _costs(source: Source, entries: list[dict[str, Any]]) -> list[str]:
         ]
         lines.append(f"| {escape(row['model'])} | {' | '.join(cells)} | {'yes' if row['pareto'] else ''} |")
     return [*lines, "", f"{escape(setting(source))}\n"]
+
+
+def _retention(source: Source) -> list[str]:
+    rows = retention_rows(source)
+    if not rows:
+        return []
+    names = ["model", "configuration", "schedule", f"test {source.objective.metric}"]
+    names += [f"{rows[0]['metric']} before", "after", "change"]
+    lines = [
+        "## What fine-tuning forgot",
+        "",
+        f"| {' | '.join(names)} |",
+        "| --- | --- | --- | --: | --: | --: | --: |",
+    ]
+    for row in rows:
+        numbers = [f"{row[key]:.4f}" for key in ("test", "before", "after")]
+        cells = [escape(row["model"]), row["config"], row["schedule"], *numbers, f"{row['change']:+.4f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _bounds(row: dict[str, Any]) -> str:

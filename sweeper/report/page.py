@@ -22,6 +22,7 @@ from sweeper.report.figures import confusion_figures, cost_figure, tuned_figure
 from sweeper.report.gaps import OVERTUNING_NOTE, gaps
 from sweeper.report.markdown import interval
 from sweeper.report.method import dimensions, method, openings, range_words, scope, sources
+from sweeper.report.retention import retention_figure, retention_rows
 from sweeper.report.search_figures import (
     history_figure,
     importance_figure,
@@ -55,6 +56,7 @@ def page(
         What `read_examples` and `comparisons` return.
     """
     cost_rows = costs(source, entries)
+    retained_rows = retention_rows(source)
     matrices = confusions(examples)
     confusion = confusion_figures(source, examples, matrices)
     parallel = parallel_figures(source)
@@ -67,6 +69,7 @@ def page(
         "history": history_figure(source),
         "learning": learning_figure(source),
         "cost": cost_figure(source, cost_rows, entries),
+        "retention": retention_figure(source, retained_rows),
     }
     manifest = source.manifest
     ranking, scale = _ranking(entries)
@@ -103,6 +106,7 @@ def page(
             overtuning_note=OVERTUNING_NOTE,
             openings=openings(source),
             costs=cost_rows,
+            retained=retained_rows,
             has_costs=any(row["search_seconds"] or row["training_seconds"] for row in cost_rows),
             cost_setting=setting(source),
             examples=examples,

@@ -221,6 +221,9 @@ def _resolve(spec: StudySpec, base: Path) -> StudySpec:
         update={split: data_source(getattr(spec.task.data, split)) for split in ("train", "validation", "test")}
         | {"images": at(spec.task.data.images)}
     )
+    retention = spec.task.retention
+    if retention is not None:
+        retention = retention.model_copy(update={"data": data_source(retention.data)})
     models = [
         model.model_copy(update={"checkpoint": checkpoint(model.checkpoint), "space": at(model.space)})
         for model in spec.models
@@ -228,7 +231,7 @@ def _resolve(spec: StudySpec, base: Path) -> StudySpec:
     return spec.model_copy(
         update={
             "storage_path": at(spec.storage_path),
-            "task": spec.task.model_copy(update={"data": data}),
+            "task": spec.task.model_copy(update={"data": data, "retention": retention}),
             "models": models,
             "search": spec.search.model_copy(
                 update={"space": at(spec.search.space), "warm_start": at(spec.search.warm_start)}

@@ -89,6 +89,19 @@ class MetricSpec(_Section):
     goal: Goal | None = Field(None, description="None: follows the metric")
 
 
+class RetentionSpec(_Section):
+    """What each confirmed model still knows of something else, against its checkpoint: how much fine-tuning forgot."""
+
+    data: str = Field(description="another set of the same kind of input: file, folder, hub id or builtin:NAME")
+    columns: ColumnsSpec = Field(default_factory=ColumnsSpec)
+    objective: Literal["probe", "pretraining"] = Field(
+        "probe",
+        description="probe: a logistic regression on the frozen body's features, fitted on one half of the set and "
+        "scored on the other; pretraining: the language-model or masked-language perplexity of the input column",
+    )
+    max_examples: int = Field(1000, ge=8, description="most examples that fit the probe")
+
+
 TASKS = (
     "text-classification | image-classification | multi-label-classification | regression | text-generation | "
     "object-detection | package.module:Class"
@@ -121,6 +134,7 @@ class TaskSpec(_Section):
     max_length: int | None = Field(
         None, ge=4, description="text: longest input in tokens; None: 256, or less where the model takes less"
     )
+    retention: RetentionSpec | None = Field(None, description="another set on which forgetting is measured")
     max_new_tokens: int | None = Field(
         None,
         ge=1,

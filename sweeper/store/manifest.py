@@ -33,6 +33,9 @@ class Manifest:
         By model: ``model_type`` and ``licence`` of its checkpoint, as far as known.
     costs:
         By model: what using its confirmed checkpoint costs, see `sweeper.train.inference`.
+    retention:
+        By tested run, where the study asks for it: ``model``, ``config``, ``seed``, ``schedule``, ``metric``,
+        ``before``, ``after``; see `sweeper.train.retention`.
     search_ends:
         By model whose search ended before its number of trials was reached: why.
     code:
@@ -55,6 +58,7 @@ class Manifest:
     checkpoints: dict[str, dict[str, str]] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     search_ends: dict[str, str] = field(default_factory=dict)
+    retention: list[dict[str, Any]] = field(default_factory=list)
     code: str = ""
     imported: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA

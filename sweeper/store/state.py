@@ -21,6 +21,7 @@ class TestResult:
     """A confirmation run's score on the test split.
 
     ``cost`` is what using it costs, ``baseline`` what the trivial answer scores: both of one run a model.
+    ``retention``, where asked for: ``metric``, and its values ``before`` and ``after`` fine-tuning.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -29,6 +30,7 @@ class TestResult:
     elapsed_seconds: float
     cost: Mapping[str, Any] = field(default_factory=dict)
     baseline: Mapping[str, float] = field(default_factory=dict)
+    retention: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

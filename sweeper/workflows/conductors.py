@@ -392,6 +392,7 @@ class TestConductor(_Conductor):
                 elapsed_seconds=outcome.elapsed_seconds,
                 **({"cost": dict(outcome.cost)} if outcome.cost else {}),
                 **({"baseline": dict(outcome.baseline)} if outcome.baseline else {}),
+                **({"retention": dict(outcome.retention)} if outcome.retention else {}),
             )
         else:
             assert isinstance(outcome, Failed), f"testing answered {outcome!r}"

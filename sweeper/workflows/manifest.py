@@ -96,14 +96,25 @@ def record_openings(study: Study, state: StudyState) -> None:
 def record_findings(study: Study, state: StudyState) -> None:
     """Copy into the manifest what a report says beside the tables.
 
-    What using each confirmed model costs, what the trivial answer scores, and why a search ended early.
+    What using each confirmed model costs, what the trivial answer scores, what was retained, why a search ended early.
     """
     costs = {state.trials[run].spec.model: dict(result.cost) for run, result in state.tested.items() if result.cost}
     manifest = read_manifest(study.paths)
     trivial = next((dict(result.baseline) for result in state.tested.values() if result.baseline), {})
-    known = (manifest.costs, manifest.data.get("trivial", {}), manifest.search_ends)
-    if (costs, trivial, state.search_ends) != known:
-        manifest.costs = costs
+    retention = [
+        {
+            "model": (spec := state.trials[run].spec).model,
+            "config": spec.config,
+            "seed": spec.seed,
+            "schedule": spec.params.get("unfreezing", "full"),
+            **result.retention,
+        }
+        for run, result in state.tested.items()
+        if result.retention
+    ]
+    known = (manifest.costs, manifest.data.get("trivial", {}), manifest.search_ends, manifest.retention)
+    if (costs, trivial, state.search_ends, retention) != known:
+        manifest.costs, manifest.retention = costs, retention
         manifest.data = {**manifest.data, "trivial": trivial}
         manifest.search_ends = dict(state.search_ends)
         write_manifest(study.paths, manifest)

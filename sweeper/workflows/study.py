@@ -26,6 +26,7 @@ from sweeper.tasks.base import Task
 from sweeper.tasks.labelled import not_applicable
 from sweeper.tasks.registry import make_task, needs
 from sweeper.train.options import TrainOptions
+from sweeper.workflows.retention import prepare_retention, retention_problems
 from sweeper.workflows.starting import Start, make_start
 
 logger = logging.getLogger("sweeper")
@@ -93,7 +94,7 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
             spaces[model.name] = _space(spec, model, infos[model.name].model_type, wanted)
         except InputError as error:
             problems.extend(error.problems)
-    problems.extend(_without_peft(spaces))
+    problems.extend([*_without_peft(spaces), *retention_problems(spec, wanted)])
     start = Start()
     try:
         start = make_start(spec.search, spaces) if len(spaces) == len(spec.models) else start
@@ -102,6 +103,8 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     data = prepare(spec.task, seed=spec.seed, folder=data_folder, in_memory=in_memory, **wanted)
+    if spec.task.retention is not None:
+        prepare_retention(spec, data_folder, str(wanted["kind"]))
     task = make_task(spec.task, data.facts)
     _refuse_useless(task, spaces)
     plan = make_plan(
