@@ -196,6 +196,7 @@ def cost(num_trials: int, work: tuple[int, int], repeats: int, names: Sequence[s
                 mode = {"off": "disabled", "offline": "offline"}.get(name, "online")
                 fault = None if name in ("off", "offline", "online") else partial(strike, stub, name)
                 run = sweep(root, num_trials, work, {"wandb": {"project": "p", "mode": mode}}, fault)
+                run["server_processor_seconds"] = stub.seconds
                 if name == "offline":
                     replay(root, mode="offline")
                     run["epochs_compared"] = lost(root)
@@ -287,7 +288,9 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--arms", type=lambda text: text.split(","), default=["off", "offline", "online", "hang"])
+    parser.add_argument(
+        "--arms", type=lambda text: [*filter(None, text.split(","))], default=["off", "offline", "online", "hang"]
+    )
     options = parser.parse_args()
     os.environ |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     result = {"machine": facts()}

@@ -67,11 +67,14 @@ class TrackedTrial:
     found_by:
         The search trial whose configuration was confirmed, once that is known: on that trial itself, and on the
         confirmation runs of the tuned configuration.
+    is_new:
+        It was asked for after `Tracker.open_study`: no earlier process can have told a service of it.
     """
 
     record: TrialRecord
     test: Mapping[str, float] | None = None
     found_by: str | None = None
+    is_new: bool = False
 
     @property
     def job_type(self) -> str:

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from sweeper.track.wandb_content import (
 )
 from sweeper.track.wandb_files import RunFile, read_run_file, run_files, run_states
 from sweeper.track.wandb_report import log_artifacts, log_lineage, media
+from sweeper.track.wandb_upload import Uploader
 from sweeper.track.wandb_workspace import WorkspaceSaver
 from sweeper.track.wandb_writer import Common, remove_partial, write_run_file
 
@@ -45,6 +46,9 @@ FINISH_SECONDS = 15.0
 """Time to upload what is left of one run; long enough for a few retries."""
 STUDY_FINISH_SECONDS = 600.0
 """The study's run carries checkpoints; whoever waits sets a shorter limit."""
+
+YOUNG_SECONDS = 10.0
+"""A trial that ends before it is this old is told to a server as a whole; others are followed epoch by epoch."""
 
 _BEGAN = "began"
 """A file beside the run file from the moment a row may be sent; the run file itself is written late."""
@@ -123,6 +127,7 @@ class WandbTracker:
         self._open: dict[str, _OpenRun] = {}
         self._done: dict[str, str] = {}
         self._held: dict[str, TrackedTrial] = {}
+        self._uploader: Uploader | None = None
         self._workspace: WorkspaceSaver | None = None
         self._fatal = False
 
@@ -167,22 +172,29 @@ class WandbTracker:
             self._files.setdefault(file.run_id, []).append(_light(file))
 
     def update_trial(self, trial: TrackedTrial) -> None:
-        """Online: send what is new at once. Offline: write the run once its trial has ended."""
+        """Online: send what is new, at once or when a short trial has ended. Offline: write it once it has ended."""
         record = trial.record
         if record.state is TrialState.WAITING:
             return
         self._raise_if_refused()
-        if self.is_online:
-            self._put(self._trial_content(trial))
-            return
-        awaits_test = (
-            record.spec.kind is TrialKind.CONFIRM and record.state is TrialState.COMPLETE and trial.test is None
-        )
-        if record.state.is_final and not awaits_test:
-            self._held.pop(record.spec.trial_id, None)
-            self._put(self._trial_content(trial))
-        else:
+        if self._may_wait(trial):
             self._held[record.spec.trial_id] = trial
+        else:
+            self._held.pop(record.spec.trial_id, None)
+            self._put(self._trial_content(trial), is_new=trial.is_new)
+
+    def _may_wait(self, trial: TrackedTrial) -> bool:
+        """Whether the trial will soon be known as a whole, and then costs less than now."""
+        record = trial.record
+        is_open = not record.state.is_final
+        awaits_test = record.spec.kind is TrialKind.CONFIRM and record.state is TrialState.COMPLETE and not trial.test
+        if not self.is_online:
+            return is_open or awaits_test
+        assert self._study is not None, "open_study comes first"
+        run_id = self._study.run_id(record.spec.trial_id)
+        if self._mode != "online" or not trial.is_new or run_id in self._open or run_id in self._done:
+            return False
+        return awaits_test or (is_open and time.time() - (record.started_at or 0.0) < YOUNG_SECONDS)
 
     def update_study(self, report: StudyReport) -> None:
         """Log tuning curves, leaderboard, verdicts, the HTML report and the artifacts to the study's own run."""
@@ -194,10 +206,12 @@ class WandbTracker:
     def close(self) -> str:
         """End the runs that are open and say what is left to upload."""
         for trial in self._held.values():
-            self._put(self._trial_content(trial))
+            self._put(self._trial_content(trial), is_new=trial.is_new)
         self._held.clear()
         for run_id in list(self._open):
             self._finish(run_id, exit_code=1)
+        if self._uploader is not None:
+            self._uploader.wait()
         if self._workspace is not None:
             self._workspace.wait()
         self._raise_if_refused()
@@ -209,18 +223,14 @@ class WandbTracker:
 
     # -- putting it there ----------------------------------------------------------------------------------
 
-    def _put(self, content: RunContent, report: StudyReport | None = None) -> None:
-        """Bring one run up to date."""
+    def _put(self, content: RunContent, report: StudyReport | None = None, *, is_new: bool = False) -> None:
+        """Bring one run up to date; ``is_new``: no server can know it from before this process."""
         digest, run_id = content.digest, content.run_id
         if self._done.get(run_id) == digest:
             return
         files = self._files.get(run_id, [])
-        current = [file for file in files if file.finished and file.summary.get(CONTENT_KEY) == digest]
-        if any(file.synced or not (file.online or self.is_online) for file in current):
+        if self._is_settled(files, digest):
             self._done[run_id] = digest
-            return
-        if not self.is_online and any(file.online for file in files):
-            self._done[run_id] = digest  # the server may hold a part of it: only asking it can tell which
             return
         known: set[int] = set()
         if not self.is_online:
@@ -228,9 +238,10 @@ class WandbTracker:
                 shutil.rmtree(file.path.parent, ignore_errors=True)
                 files.remove(file)
             known = _steps(files)
-            if report is None and not (content.logs or content.uses):  # no media, no artifacts: no client is needed
-                path = write_run_file(self.folder, content, self._common, known=known, online=False)
-                self._remember(path, content)
+        if report is None and not (content.logs or content.uses):  # no media, no artifacts: no client is needed
+            is_whole = is_new and content.is_final and self._mode == "online" and not files
+            if not self.is_online or (is_whole and run_id not in self._open):
+                self._write(content, known)
                 return
         open_run = self._open.get(run_id) or self._begin(content, known)
         self._log(open_run, content)
@@ -247,6 +258,14 @@ class WandbTracker:
         self._finish(run_id, content.exit_code, digest)
         if not self.is_online:
             self._remember(Path(open_run.run.dir).parent / f"run-{run_id}.wandb", content)
+
+    def _is_settled(self, files: Sequence[RunFile], digest: str) -> bool:
+        """Whether nothing can be added to a run from here."""
+        current = [file for file in files if file.finished and file.summary.get(CONTENT_KEY) == digest]
+        if any(file.synced or not (file.online or self.is_online) for file in current):
+            return True
+        # offline, when the server may hold a part of it: only asking it can tell which
+        return not self.is_online and any(file.online for file in files)
 
     def _settings(self) -> Any:
         """Return what is the same for every run: no side effects on this machine, bounded waits."""
@@ -280,6 +299,8 @@ class WandbTracker:
     def _begin(self, content: RunContent, known: set[int]) -> _OpenRun:
         """Start or resume a run."""
         assert self._study is not None, "open_study comes first"
+        if self._uploader is not None:
+            self._uploader.wait()  # else the server might be asked for a run of which a part is under way
         is_study = content.job_type == "report"
         settings = self._wandb.Settings(finish_timeout=STUDY_FINISH_SECONDS) if is_study else None
         if self._mode == "shared":
@@ -325,11 +346,19 @@ class WandbTracker:
             open_run.run.config.update(dict(content.config), allow_val_change=True)
             open_run.config = content.config
 
+    def _write(self, content: RunContent, known: set[int]) -> None:
+        """Write a whole run; online it is then uploaded."""
+        path = write_run_file(self.folder, content, self._common, known=known, online=self.is_online)
+        self._remember(path, content)
+        if self.is_online:
+            (path.parent / _BEGAN).touch()
+            self._uploader = self._uploader or Uploader(self._wandb)
+            self._uploader.add(path)
+
     def _remember(self, path: Path, content: RunContent) -> None:
         """Know a file that this process wrote, as if it had been there before: its run may change once more."""
-        rows = [{"_step": step} for step in content.rows]
-        summary = {CONTENT_KEY: content.digest}
-        file = RunFile(path, content.run_id, finished=True, rows=rows, summary=summary)
+        file = RunFile(path, content.run_id, online=self.is_online, finished=True)
+        file.rows, file.summary = [{"_step": step} for step in content.rows], {CONTENT_KEY: content.digest}
         self._files.setdefault(content.run_id, []).append(file)
         self._done[content.run_id] = content.digest
 
@@ -373,6 +402,8 @@ class WandbTracker:
         self._fatal = True
 
     def _raise_if_refused(self) -> None:
+        if self._uploader is not None:
+            self._uploader.check()
         if self._fatal and self.is_online:
             for open_run in self._open.values():
                 refusal = _refusal(Path(open_run.run.dir).parent)

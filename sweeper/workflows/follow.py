@@ -168,11 +168,14 @@ class Follower:
         self._first: list[Event] = []
         self._study: StudyInfo | None = None
         self._ended: dict[str, None] = {}
+        self._new: set[str] = set()
         self._winners: dict[str, str] = {}
 
     def pump(self) -> bool:
         """Take the events that are new; return whether there were any."""
         events = self._tail.poll()
+        if self._study is not None:
+            self._new.update(event.payload["trial_id"] for event in events if event.kind == "trial_asked")
         changed: dict[str, None] = {}
         for event in events:
             self._state.apply(event)
@@ -209,6 +212,7 @@ class Follower:
             record=record,
             test=None if result is None else result.metrics,
             found_by=winner if is_tuned or trial_id == winner else None,
+            is_new=trial_id in self._new,
         )
 
     def _best_trials(self, objective: Objective) -> dict[str, str]:

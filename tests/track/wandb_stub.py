@@ -22,6 +22,7 @@ class Stub:
         self.artifacts = {}
         self.views = {}
         self.requests = []
+        self.seconds = 0.0  # processor time of the server's threads
         self.fault = None  # None | an HTTP status | "drop" | "hang"
         self.fault_share = 1.0  # which share of requests the fault takes, in turn
         self._count = 0
@@ -239,6 +240,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+    def handle_one_request(self):
+        began = time.thread_time()
+        super().handle_one_request()
+        self.server_state.seconds += time.thread_time() - began
 
     def _take(self):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
