@@ -31,7 +31,7 @@ from sweeper.core.budget import Budget
 from sweeper.core.objective import Objective
 from sweeper.core.space import Categorical, Float, SearchSpace
 from sweeper.core.trial import Measurement, Segment, TrialSpec
-from sweeper.engine.exchange import Exchange
+from sweeper.engine.exchange import Exchange, Joining
 from sweeper.engine.messages import Measured, NextEpoch, Start, Started
 from sweeper.plan.plan import ModelPlan, StudyPlan
 from sweeper.spec.study import SchedulerSpec, SearchSpec
@@ -104,7 +104,7 @@ async def exchange_rate(lanes: int, epochs: int) -> dict[str, float]:
     measured = Measured(next(curve(trial)))
 
     async def lane(name: str) -> None:
-        await exchange.join(name, 0, 1, None, None)
+        await exchange.join(name, 0, 1, Joining(actor=None))
         while (item := await exchange.next_command(name, 0)) is not None:
             token, command = item
             reply = Started(node="here", from_epoch=0) if isinstance(command, Start) else measured

@@ -9,7 +9,10 @@ W&B online against a stub of the server, and online with a fault from the middle
 by 429, 500 or a dropped connection (429, 500, drop), all of them (down), a server that never answers (hang) or is gone
 (dies). A ratio is the best wall-clock time over that without tracking, the wait at the end included. After each arm
 the server is well again, ``sweeper track`` replays the study, and every run must hold every epoch once. Memory is the
-sum of the peaks of the tracking process and its client.
+sum of the peaks of the tracking process and its client. ``processor_ratio`` counts processor seconds of training,
+driver and tracking in the place of wall-clock time: it says the same of a machine that is kept busy, and is not moved
+by what else runs there. With ``--idle`` trials wait in the place of computing, as the processor does while a GPU
+trains; the arms then run at once, each in a process of its own.
 
 ``rounds``: a sweep in a process of its own is killed (SIGKILL, at a random moment) and started again; after each kill
 ``sweeper track`` replays it. The epochs of every trial in W&B's files must be those of ``measurements.parquet``.
@@ -54,9 +57,10 @@ OBJECTIVE = Objective("accuracy", "maximize")
 
 
 def burn(trial: int, loops: int, answers: Any) -> int:
-    """Train: compute, and report after each epoch."""
+    """Train: compute, or wait for minus ``loops`` milliseconds, and report after each epoch."""
     for epoch in range(1, EPOCHS + 1):
         total = 0
+        time.sleep(max(0, -loops) / 1000)
         for i in range(loops):
             total += i * i % 7
         answers.put((trial, epoch))
@@ -73,16 +77,18 @@ def sweep(
     answers = manager.Queue()
     peak: dict[int, tuple[int, float]] = {}
     said: list[str] = []
+    ended = threading.Event()
     with multiprocessing.Pool(lanes) as pool:
         pool.map(abs, range(lanes))
-        began = time.monotonic()
+        began, before = time.monotonic(), os.times()
         with (
             Ledger.open(paths) as ledger,
             Tracking(paths, TrackingSpec.model_validate(tracking), said.append) as tracker,
         ):
             ledger.append("study_opened", plan_hash="p" * 64, reason="run")
             tracker.start()
-            child = tracker._process.pid if tracker._process else None
+            if tracker._process:
+                threading.Thread(target=watch, args=(tracker._process.pid, peak, ended), daemon=True).start()
             waiting, left = list(range(num_trials)), num_trials * EPOCHS
 
             def start() -> None:
@@ -116,16 +122,20 @@ def sweep(
                         "trial_ended", trial_id=name, state="COMPLETE", value=0.8, best_epoch=3, reason="", trace="",
                         elapsed_seconds=4.5, device_seconds=4.5,
                     )  # fmt: skip
-                    if child and number % 20 == 0:
-                        sample(child, peak)
                     if waiting:
                         start()
             search_seconds = time.monotonic() - began
             studies.finish(paths)
             tracker.finish()
+            ended.set()
         seconds = time.monotonic() - began
+        pool.close()
+        pool.join()
+    spent = [after - earlier for after, earlier in zip(os.times()[:3], before[:3], strict=True)]
     return {
         "seconds": seconds,
+        "search_seconds": search_seconds,
+        "processor_seconds": sum(spent),
         "end_wait_seconds": seconds - search_seconds,
         "peak_megabytes": sum(memory for memory, _ in peak.values()) / 1024,
         "tracking_processor_seconds": sum(processor for _, processor in peak.values()),
@@ -134,18 +144,20 @@ def sweep(
     }
 
 
-def sample(child: int, peak: dict[int, tuple[int, float]]) -> None:
-    """Note the peak memory (KiB) and processor time (s) of the tracking process and of its children."""
-    for status in Path("/proc").glob("[0-9]*/status"):
+def watch(child: int, peak: dict[int, tuple[int, float]], ended: threading.Event) -> None:
+    """Note the peak memory (KiB) and processor time (s) of the tracking process and of its children, to the end."""
+    while not ended.wait(0.2):
         try:
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        except OSError:
+            threads = Path(f"/proc/{child}/task").glob("*/children")
+            family = [child, *(int(pid) for thread in threads for pid in thread.read_text().split())]
+            for pid in family:
+                fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+                ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+                if "VmHWM" in fields:
+                    processor = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+                    peak[pid] = (int(fields["VmHWM"].split()[0]), processor)
+        except OSError:  # it is gone
             continue
-        pid = int(status.parent.name)
-        if (pid == child or int(fields["PPid"]) == child) and "VmHWM" in fields:
-            ticks = (status.parent / "stat").read_text().rpartition(")")[2].split()[11:13]
-            processor = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-            peak[pid] = (int(fields["VmHWM"].split()[0]), processor)
 
 
 @contextmanager
@@ -205,14 +217,36 @@ def cost(num_trials: int, work: tuple[int, int], repeats: int, names: Sequence[s
                     run["epochs_compared"] = lost_online(root, stub)
             arms[name].append(run)
             print(name, json.dumps(run), flush=True)
-    base = min((run["seconds"] for run in arms.get("off", ())), default=float("nan"))
-    return {
-        "num_trials": num_trials,
-        "lanes": work[0],
-        "loops": work[1],
-        **arms,
-        "ratio": {name: min(run["seconds"] for run in runs) / base for name, runs in arms.items()},
-    }
+    return {"num_trials": num_trials, "lanes": work[0], "loops": work[1], **arms}
+
+
+def ratios(arms: dict[str, Any]) -> dict[str, Any]:
+    """Compare the best run of every arm with the best without tracking: wall-clock and processor time."""
+
+    def processor(run: dict[str, Any]) -> float:
+        """Return seconds of training, driver and tracking, without the stub of the server."""
+        total: float = run["processor_seconds"] + run["tracking_processor_seconds"] - run["server_processor_seconds"]
+        return total
+
+    def best(measure: Any) -> dict[str, float]:
+        found = {name: min(map(measure, runs)) for name, runs in arms.items()}
+        return {name: value / found["off"] for name, value in found.items()} if "off" in found else {}
+
+    return {"ratio": best(lambda run: run["seconds"]), "processor_ratio": best(processor)}
+
+
+def at_once(num_trials: int, work: tuple[int, int], names: Sequence[str]) -> dict[str, Any]:
+    """Run the arms at once; ``work``: the lanes of each, and minus the milliseconds of an epoch."""
+    numbers = ["--rounds=0", f"--trials={num_trials}", f"--lanes={work[0]}", f"--loops={work[1]}", "--repeats=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / name for name in names}
+        started = [
+            subprocess.Popen([sys.executable, __file__, *numbers, f"--arms={name}", f"--json={path}"])
+            for name, path in files.items()
+        ]
+        assert [process.wait() for process in started] == [0] * len(started)
+        found = {name: json.loads(path.read_text())["cost"][name] for name, path in files.items()}
+    return {"num_trials": num_trials, "lanes": work[0], "epoch_seconds": -work[1] / 1000, **found}
 
 
 def lost_online(root: Path, stub: Stub) -> int:
@@ -291,13 +325,19 @@ def main() -> None:
     parser.add_argument(
         "--arms", type=lambda text: [*filter(None, text.split(","))], default=["off", "offline", "online", "hang"]
     )
+    parser.add_argument("--idle", action="store_true", help="trials wait for --epoch-seconds in the place of computing")
     options = parser.parse_args()
     os.environ |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
     result = {"machine": facts()}
     result["rounds"] = rounds(options.rounds)
     print(json.dumps(result["rounds"]), flush=True)
-    loops = options.loops or loops_in(options.epoch_seconds)
-    result["cost"] = cost(options.trials, (options.lanes, loops), options.repeats, options.arms)
+    if options.idle:
+        work = (options.lanes, -round(1000 * options.epoch_seconds))
+        result["cost"] = at_once(options.trials, work, options.arms)
+    else:
+        loops = options.loops or loops_in(options.epoch_seconds)
+        result["cost"] = cost(options.trials, (options.lanes, loops), options.repeats, options.arms)
+    result["cost"] |= ratios({name: result["cost"][name] for name in options.arms})
     print(json.dumps(result["cost"], indent=1))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))

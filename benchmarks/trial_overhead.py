@@ -28,7 +28,7 @@ from ray import tune  # noqa: E402
 
 from sweeper.core.trial import Measurement, TrialSpec  # noqa: E402
 from sweeper.engine.cluster import connection  # noqa: E402
-from sweeper.engine.lanes import Lanes, LaneShape  # noqa: E402
+from sweeper.engine.lanes import LaneGroup, Lanes, LaneShape  # noqa: E402
 from sweeper.engine.messages import (  # noqa: E402
     Assignment,
     Command,
@@ -97,7 +97,8 @@ def lanes_arm(num_workers: int, num_trials: int, scratch: Path) -> dict[str, flo
     """Time the trials on warm lanes."""
     began = time.perf_counter()
     shape = LaneShape(num_workers=num_workers, resources_per_worker={"CPU": 1})
-    with Lanes(2 // num_workers, shape, NoTraining, scratch) as lanes:
+    group = LaneGroup(shape=shape, count=2 // num_workers, make_worker=NoTraining)
+    with Lanes([group], scratch) as lanes:
         lanes.wait_ready()
         ready = time.perf_counter()
         work = FixedList(num_trials)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import ray
 
@@ -118,11 +118,19 @@ class Capacity:
     later: int
 
 
-def worker_resources(asked: Mapping[str, float] | str, num_workers: int) -> dict[str, float]:
-    """Return the resources of one worker; ``auto``: a GPU where the cluster has one for each worker, else a core."""
+def worker_resources(
+    asked: Mapping[str, float] | str, num_workers: int, labels: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """Return the resources of one worker; ``auto``: a GPU where the cluster has one for each worker, else a core.
+
+    Parameters
+    ----------
+    labels:
+        Of the nodes that count.
+    """
     if not isinstance(asked, str):
         return dict(asked)
-    live = sum(node.get("GPU", 0) for node in _live_nodes({}))
+    live = sum(node.get("GPU", 0) for node in _live_nodes(labels or {}))
     possible = sum(resources.get("GPU", 0) * most for resources, most in _node_groups())
     return {"CPU": 1.0, "GPU": 1.0} if max(live, possible) >= num_workers else {"CPU": 1.0}
 
@@ -178,10 +186,106 @@ def lane_count(shape: LaneShape, asked: int | str, work: int | None = None) -> i
     return lanes if work is None else max(1, min(lanes, work))
 
 
+def lane_counts(
+    shapes: Mapping[str, LaneShape], asked: int | str, work: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Return how many lanes of each group to keep: shared out in turn, as many as fit beside each other.
+
+    Nodes that an autoscaler may still add serve each group alike: how it will divide them is not known before.
+
+    Parameters
+    ----------
+    shapes:
+        By group.
+    work:
+        Trials that are left at most, by group; None: any number.
+
+    Raises
+    ------
+    InputError
+        When a group gets no lane.
+    """
+    if len(shapes) == 1:
+        return {group: lane_count(shape, asked, work and work[group]) for group, shape in shapes.items()}
+    most = {group: lane_count(shape, "auto", work and work[group]) for group, shape in shapes.items()}
+    total = sum(most.values()) if isinstance(asked, str) else asked
+    nodes = [(node.get("Labels", {}), dict(node["Resources"])) for node in _nodes_alive()]
+    grows = {group for group, shape in shapes.items() if capacity(shape).later > capacity(shape).now}
+    counts = share_lanes(shapes, most, total, nodes, grows)
+    if missing := [group for group, count in counts.items() if not count]:
+        raise InputError(
+            Problem(
+                "models node_labels",
+                "each set of labels must have a lane of its own, beside those of the others",
+                f"{total} lanes asked or possible, none left for {', '.join(map(repr, missing))}",
+                "raise search.max_concurrent_trials, lower resources_per_worker, or add nodes",
+            )
+        )
+    return counts
+
+
+def share_lanes(
+    shapes: Mapping[str, LaneShape],
+    most: Mapping[str, int],
+    total: int,
+    nodes: Sequence[tuple[Mapping[str, str], dict[str, float]]],
+    grows: Collection[str] = (),
+) -> dict[str, int]:
+    """Give each group a lane in turn until ``total`` are given or none fits any more.
+
+    The group that can lie on the fewest nodes goes first, and a worker takes the node that the fewest groups can use:
+    whoever is free to lie anywhere leaves the others theirs.
+
+    Parameters
+    ----------
+    nodes:
+        Labels and free resources of each; the resources are used up.
+    grows:
+        Groups for which nodes may still come: they get lanes without one.
+    """
+    fits = {group: [s.node_labels.items() <= labels.items() for labels, _ in nodes] for group, s in shapes.items()}
+    rivals = [sum(fits[group][i] for group in shapes) for i in range(len(nodes))]
+    order = sorted(shapes, key=lambda group: sum(fits[group]))
+    counts, open_groups = dict.fromkeys(shapes, 0), list(order)
+    while open_groups and sum(counts.values()) < total:
+        for group in list(open_groups):
+            near = sorted((i for i in range(len(nodes)) if fits[group][i]), key=lambda i: rivals[i])
+            full = sum(counts.values()) >= total or counts[group] >= most[group]
+            if not full and (_take(shapes[group], [nodes[i][1] for i in near]) or group in grows):
+                counts[group] += 1
+            else:
+                open_groups.remove(group)
+    return counts
+
+
+def _take(shape: LaneShape, nodes: Sequence[dict[str, float]]) -> bool:
+    """Take a lane's resources from the first nodes that have them; False, and nothing taken, where they do not fit."""
+    needs = {name: amount for name, amount in shape.resources_per_worker.items() if amount > 0}
+    free = [
+        min((int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()), default=0) for node in nodes
+    ]
+    left, taken = shape.num_workers, [0] * len(nodes)
+    for index, workers in enumerate(free):
+        if shape.placement == "STRICT_PACK" and workers < shape.num_workers:
+            continue
+        taken[index] = min(workers, left)
+        left -= taken[index]
+    if left:
+        return False
+    for node, workers in zip(nodes, taken, strict=True):
+        for name, amount in needs.items():
+            if workers:
+                node[name] = node.get(name, 0) - amount * workers
+    return True
+
+
+def _nodes_alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
 def _live_nodes(labels: Mapping[str, str]) -> list[Mapping[str, float]]:
     """Return the resources of every node that is there and has the labels."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if labels.items() <= node.get("Labels", {}).items()]
+    return [node["Resources"] for node in _nodes_alive() if labels.items() <= node.get("Labels", {}).items()]
 
 
 def _node_groups() -> list[tuple[Mapping[str, float], int]]:

@@ -23,11 +23,12 @@ NAMESPACE = "sweeper"
 class _Lane:
     """A lane as the exchange sees it; ``members`` are its worker actors by rank, ``nodes`` the ids of their nodes.
 
-    ``leaving``: one of the nodes is to be taken back, so the lane ends when the epoch under way has. ``retired``: it
-    was told to end.
+    ``group`` says which trials it takes. ``leaving``: one of the nodes is to be taken back, so the lane ends when the
+    epoch under way has. ``retired``: it was told to end.
     """
 
     world_size: int
+    group: str = ""
     members: dict[int, Any] = field(default_factory=dict)
     nodes: set[str] = field(default_factory=set)
     queues: dict[int, asyncio.Queue[tuple[int, Command] | None]] = field(default_factory=dict)
@@ -54,6 +55,16 @@ class _Lane:
             self.done.set_result(reply)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Joining:
+    """What a worker says of itself when it joins: its actor, the id of its node, and whose lanes it belongs to."""
+
+    actor: Any
+    placement_group: Any = None
+    node: str = ""
+    lane_group: str = ""
+
+
 class Exchange:
     """See the module's docstring. Runs as a named Ray actor; every method is a coroutine on one loop."""
 
@@ -67,13 +78,13 @@ class Exchange:
 
     # -- lanes ---------------------------------------------------------------------------------------------
 
-    async def join(self, lane: str, rank: int, world_size: int, member: Any, group: Any, node: str = "") -> None:
-        """Enter worker ``rank`` of ``lane``, on ``node``; the lane is free once all ranks are there."""
-        entry = self._lanes.setdefault(lane, _Lane(world_size))
-        entry.members[rank] = member
-        entry.nodes.add(node)
+    async def join(self, lane: str, rank: int, world_size: int, me: Joining) -> None:
+        """Enter worker ``rank`` of ``lane``; the lane is free once all ranks are there."""
+        entry = self._lanes.setdefault(lane, _Lane(world_size, me.lane_group))
+        entry.members[rank] = me.actor
+        entry.nodes.add(me.node)
         entry.queues[rank] = asyncio.Queue()
-        self._groups[lane] = group
+        self._groups[lane] = me.placement_group
         if entry.is_whole:
             await self.release(lane)
 
@@ -112,11 +123,13 @@ class Exchange:
             except TimeoutError:
                 return
 
-    async def acquire(self) -> str:
-        """Borrow a free lane; waits until there is one."""
+    async def acquire(self, group: str = "") -> str:
+        """Borrow a free lane of a group; waits until there is one."""
         async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._free))
-            return self._free.pop(0)
+            await self._changed.wait_for(lambda: bool(self._free_of(group)))
+            lane = self._free_of(group)[0]
+            self._free.remove(lane)
+            return lane
 
     async def call(self, lane: str, command: Command, timeout_seconds: float) -> Reply:
         """Send ``command`` to every worker of ``lane`` and return the lane's one answer.
@@ -205,16 +218,17 @@ class Exchange:
                     entry.end()
         return told
 
-    async def retire(self, keep: int) -> int:
-        """Tell free lanes to end while more than ``keep`` stand, and return how many were told.
+    async def retire(self, keep: int, group: str = "") -> int:
+        """Tell free lanes of a group to end while more than ``keep`` stand, and return how many were told.
 
         Lanes that a trial holds are left alone; so are those that wait for a node.
         """
-        standing = [entry for entry in self._lanes.values() if entry.is_whole and not entry.retired]
+        mine = [entry for entry in self._lanes.values() if entry.group == group]
+        standing = [entry for entry in mine if entry.is_whole and not entry.retired]
         async with self._changed:
-            most = min(len(self._free), max(0, len(standing) - keep))
-            going = self._free[len(self._free) - most :]
-            self._free = self._free[: len(self._free) - most]
+            free = self._free_of(group)
+            going = free[len(free) - min(len(free), max(0, len(standing) - keep)) :]
+            self._free = [lane for lane in self._free if lane not in going]
         for lane in going:
             self._lanes[lane].end()
         return len(going)
@@ -228,6 +242,9 @@ class Exchange:
         self._dismissed = True
         for entry in self._lanes.values():
             entry.end()
+
+    def _free_of(self, group: str) -> list[str]:
+        return [lane for lane in self._free if (entry := self._lanes.get(lane)) and entry.group == group]
 
     def _kill(self, lane: str) -> None:
         """End the workers of a lane that cannot be trusted; its ``fit()`` then raises and the driver restarts it."""

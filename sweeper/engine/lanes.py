@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from sweeper.core.errors import InfeasibleError, RunFailedError, TrialError, is_of_peers, is_of_storage
 from sweeper.core.trial import TrialState
 from sweeper.engine import environment
-from sweeper.engine.exchange import find_exchange, start_exchange
+from sweeper.engine.exchange import Joining, find_exchange, start_exchange
 from sweeper.engine.messages import Command, Dead, Failed, Reply
 
 logger = logging.getLogger("sweeper")
@@ -75,6 +75,26 @@ class LaneShape:
         return self.resources_per_worker.get("GPU", 0) > 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class LaneGroup:
+    """Lanes of one shape, for the models that may use them.
+
+    Parameters
+    ----------
+    count:
+        Lanes to keep alive, at least 1. Check the cluster's capacity first: a lane that does not fit waits silently.
+    make_worker:
+        Called in every worker process; pickled with cloudpickle.
+    name:
+        Which lanes they are; ``""`` where all are equal.
+    """
+
+    shape: LaneShape
+    count: int
+    make_worker: Callable[[], LaneWorker]
+    name: str = ""
+
+
 def _serve(config: dict[str, Any]) -> None:
     """Run in every worker of a lane: take commands from the exchange until told to end."""
     from ray import train
@@ -85,8 +105,10 @@ def _serve(config: dict[str, Any]) -> None:
     here = ray.get_runtime_context()
     group = ray.util.get_current_placement_group()
     worker: LaneWorker = cloudpickle.loads(config["make_worker"])()
-    size, me, node = context.get_world_size(), here.current_actor, here.get_node_id()
-    ray.get(exchange.join.remote(lane, rank, size, me, group, node))
+    me = Joining(
+        actor=here.current_actor, placement_group=group, node=here.get_node_id(), lane_group=config["lane_group"]
+    )
+    ray.get(exchange.join.remote(lane, rank, context.get_world_size(), me))
     while (item := ray.get(exchange.next_command.remote(lane, rank))) is not None:
         token, command = item
         ray.get(exchange.reply.remote(lane, rank, token, _guarded(worker, command, context.get_world_size())))
@@ -158,38 +180,35 @@ def _lane_trainer(num_workers: int) -> Any:
 
 
 class Lanes:
-    """A pool of equal lanes; a context manager that leaves nothing behind.
+    """A pool of lanes; a context manager that leaves nothing behind.
 
     Parameters
     ----------
-    count:
-        Lanes to keep alive, at least 1. Check the cluster's capacity first: a lane that does not fit waits silently.
-    shape:
-        Workers and resources of each lane.
-    make_worker:
-        Called in every worker process; pickled with cloudpickle.
+    groups:
+        What lanes there are: one group where all models use the same.
     scratch:
         Folder for Ray Train's own files.
+    group_of:
+        The group that serves a model, by the model's name; those left out are served by the group ``""``.
     elastic:
         Whether even the first lane waits until the cluster's autoscaler has added a node.
     """
 
     def __init__(
         self,
-        count: int,
-        shape: LaneShape,
-        make_worker: Callable[[], LaneWorker],
+        groups: Sequence[LaneGroup],
         scratch: Path,
         *,
+        group_of: Mapping[str, str] | None = None,
         elastic: bool = False,
     ) -> None:
-        self.count = count
+        self.counts = {group.name: group.count for group in groups}
+        self.group_of = dict(group_of or {})
+        self.groups = groups
         self._lock = threading.Lock()
-        self._alive = count  # threads that keep a lane
-        self.shape = shape
+        self._alive = dict(self.counts)  # threads that keep a lane
         self.restarts: list[str] = []
         self.exchange_name = f"exchange-{uuid.uuid4().hex[:12]}"
-        self._make_worker = make_worker
         self._scratch = scratch
         self._closing = threading.Event()
         self._given_up: str | None = None
@@ -202,7 +221,9 @@ class Lanes:
     def __enter__(self) -> Self:
         self._exchange = start_exchange(self.exchange_name)
         self._threads = [
-            threading.Thread(target=self._keep_alive, name=f"lane-{index}", daemon=True) for index in range(self.count)
+            threading.Thread(target=self._keep_alive, args=(group,), name=f"lane-{group.name}{index}", daemon=True)
+            for group in self.groups
+            for index in range(group.count)
         ]
         threading.Thread(target=self._heed_notices, name="lane-notices", daemon=True).start()
         for thread in self._threads:
@@ -213,6 +234,20 @@ class Lanes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def count(self) -> int:
+        """Lanes that are kept alive."""
+        return sum(self.counts.values())
+
+    def group(self, model: str) -> str:
+        """Return the group of lanes that serves a model."""
+        return self.group_of.get(model, "")
+
+    def has_room(self, model: str, running: Sequence[str]) -> bool:
+        """Whether a lane is left for ``model`` beside trials of the models ``running``."""
+        group = self.group(model)
+        return sum(self.group(other) == group for other in running) < self.counts[group]
 
     @property
     def failure(self) -> str | None:
@@ -242,16 +277,17 @@ class Lanes:
         """Free all lanes after a Tune run that ended badly."""
         self._ask("reclaim")
 
-    def keep(self, wanted: int) -> None:
-        """Let idle lanes beyond ``wanted`` go, so that their nodes can.
+    def keep(self, wanted: Mapping[str, int]) -> None:
+        """Let idle lanes beyond ``wanted`` of a group go, so that their nodes can.
 
-        No lane is taken from a trial; call again when one has ended. The last lane stays.
+        No lane is taken from a trial; call again when one has ended. The last lane of a group stays.
         """
-        with self._lock:
-            self.count = min(self.count, max(1, wanted))
-            surplus = self._alive - self.count
-        if surplus > 0:
-            self._ask("retire", self.count)
+        for group, most in wanted.items():
+            with self._lock:
+                self.counts[group] = min(self.counts[group], max(1, most))
+                surplus = self._alive[group] - self.counts[group]
+            if surplus > 0:
+                self._ask("retire", self.counts[group], group)
 
     def close(self) -> None:
         """End all lanes and the exchange; returns when their processes are gone."""
@@ -265,11 +301,11 @@ class Lanes:
         ray.kill(self._exchange)
         self._exchange = None
 
-    def _keep_alive(self) -> None:
+    def _keep_alive(self, of: LaneGroup) -> None:
         in_a_row = 0
         while not self._closing.is_set() and self._given_up is None:
             lane = f"lane-{uuid.uuid4().hex[:12]}"
-            reason = self._run_once(lane)
+            reason = self._run_once(lane, of)
             if self._exchange is None:  # closed, and this lane took longer to end than that waited for
                 return
             buried = self._ask("bury", lane, reason)
@@ -278,7 +314,7 @@ class Lanes:
             group, num_answers = buried
             if group is not None:
                 ray.util.remove_placement_group(group)
-            if self._closing.is_set() or self._leaves():
+            if self._closing.is_set() or self._leaves(of.name):
                 return
             in_a_row = 1 if num_answers else in_a_row + 1
             self.restarts.append(reason)
@@ -308,33 +344,34 @@ class Lanes:
             if (nodes := _draining_nodes()) and (told := self._ask("vacate", nodes)):
                 logger.warning("%d lane(s) lie on a node that is to be taken back; their trials are saved", told)
 
-    def _leaves(self) -> bool:
+    def _leaves(self, group: str) -> bool:
         """Whether this thread is one too many; then it counts as gone."""
         with self._lock:
-            if self._alive <= self.count:
+            if self._alive[group] <= self.counts[group]:
                 return False
-            self._alive -= 1
+            self._alive[group] -= 1
             return True
 
-    def _run_once(self, lane: str) -> str:
+    def _run_once(self, lane: str, of: LaneGroup) -> str:
         """Run a lane to its end and say why it ended."""
         from ray.train import RunConfig
         from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train's own names are typed as V1's
 
-        trainer = _lane_trainer(self.shape.num_workers)(
+        trainer = _lane_trainer(of.shape.num_workers)(
             _serve,
             train_loop_config={
                 "lane": lane,
+                "lane_group": of.name,
                 "exchange": self.exchange_name,
                 # Opaque to the controller, which would import all that the worker needs: seconds, and half a gigabyte.
-                "make_worker": cloudpickle.dumps(self._make_worker),  # type: ignore[no-untyped-call]
+                "make_worker": cloudpickle.dumps(of.make_worker),  # type: ignore[no-untyped-call]
             },
             scaling_config=ScalingConfig(
-                num_workers=self.shape.num_workers,
-                use_gpu=self.shape.uses_gpu,
-                resources_per_worker=dict(self.shape.resources_per_worker),
-                placement_strategy=self.shape.placement,
-                label_selector=dict(self.shape.node_labels) or None,
+                num_workers=of.shape.num_workers,
+                use_gpu=of.shape.uses_gpu,
+                resources_per_worker=dict(of.shape.resources_per_worker),
+                placement_strategy=of.shape.placement,
+                label_selector=dict(of.shape.node_labels) or None,
             ),
             run_config=RunConfig(
                 name=lane,

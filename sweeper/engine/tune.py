@@ -133,7 +133,8 @@ class LaneTrainable(tune.Trainable):
         started: Started | None = None
         while True:
             if self._lane is None:
-                self._lane = ray.get(self._exchange.acquire.remote())
+                group = self._config["group_of"].get(self._assignment.trial.model, "")
+                self._lane = ray.get(self._exchange.acquire.remote(group))
                 if not self._assignment.is_test:
                     reply = self._call(Start(self._segment()))
                     if isinstance(reply, Started):
@@ -344,6 +345,7 @@ def _tune_run(
         "exchange": lanes.exchange_name,
         "run": run,
         "expected": lanes.count,
+        "group_of": lanes.group_of,
         "max_retries": max_retries,
         "epoch_timeout_seconds": epoch_timeout_seconds,
     }

@@ -156,6 +156,11 @@ class ModelSpec(_Section):
     )
     allow_bin: bool = Field(False, description="load a pickle .bin checkpoint with weights_only=True")
     trust_remote_code: bool = False
+    node_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of the nodes that take this model's lanes, beside training.node_labels; such as "
+        "{ray.io/accelerator-type: A100}",
+    )
     blocks: str | None = Field(
         None, description="dotted path of the module list that holds the blocks; None: found generically"
     )

@@ -25,12 +25,17 @@ HOPELESS_AFTER = 5  # trials of a model that all failed before the model is give
 CONFIRMATION_MARGIN = 1.15  # confirmation is reserved this much more time than measured epochs suggest
 
 
+Room = Callable[[str, Sequence[str]], bool]
+"""Says whether a lane is left for a model, beside trials of other models that are under way."""
+
+
 class _Conductor:
     """What search and confirmation share: trials under way, and the way from a report to the ledger."""
 
-    def __init__(self, book: Book, interrupted: Callable[[], bool]) -> None:
+    def __init__(self, book: Book, interrupted: Callable[[], bool], room: Room | None = None) -> None:
         self._book = book
         self._interrupted = interrupted
+        self._room = room
         self._again: deque[Assignment] = deque()
         self._running: dict[str, Assignment] = {}
 
@@ -40,13 +45,21 @@ class _Conductor:
         return self._interrupted()
 
     def next(self) -> Assignment | Literal["wait", "done"]:
-        """Return unfinished trials first, then new ones."""
+        """Return unfinished trials first, then new ones; only such that a lane may take now."""
         with self._book.together():
-            assignment = self._again.popleft() if self._again else self._new()
+            assignment = next((again for again in self._again if self._fits(again.trial.model)), None)
+            if assignment is not None:
+                self._again.remove(assignment)
+            else:
+                assignment = self._new()
         if assignment is None:
             return "wait" if self._running else "done"
         self._running[assignment.trial.trial_id] = assignment
         return assignment
+
+    def _fits(self, model: str) -> bool:
+        """Whether a lane that serves ``model`` may be free."""
+        return self._room is None or self._room(model, [running.trial.model for running in self._running.values()])
 
     def lost(self, assignment: Assignment) -> None:
         """Ask an assignment again that had not ended."""
@@ -165,6 +178,8 @@ class SearchConductor(_Conductor):
         For the time that confirmation will need.
     spent_seconds:
         Wall-clock seconds that earlier sessions of this study used.
+    room:
+        Where not every lane serves every model.
     """
 
     def __init__(
@@ -177,8 +192,9 @@ class SearchConductor(_Conductor):
         *,
         num_lanes: int,
         spent_seconds: float = 0.0,
+        room: Room | None = None,
     ) -> None:
-        super().__init__(book, interrupted)
+        super().__init__(book, interrupted, room)
         self._plan = plan
         self._searches = searches
         self._stoppings = stoppings
@@ -208,13 +224,15 @@ class SearchConductor(_Conductor):
         """
         open_models = [name for name in self._tallies if self._closed(name) is None]
         for name in open_models:
-            if (promotion := self._stoppings[name].promote()) is not None:
+            if self._fits(name) and (promotion := self._stoppings[name].promote()) is not None:
                 return self._promote(promotion)
-        while growing := [name for name in open_models if self._grows(name)]:
+        while growing := [name for name in open_models if self._grows(name) and self._fits(name)]:
             model = min(growing, key=lambda name: self._tallies[name].asked)
             if (trial := self._ask(model)) is not None:
                 return self._assignment(trial)
         for name in self._tallies:
+            if name in open_models and not self._fits(name):
+                continue  # its lanes are busy with other models
             if not any(running.trial.model == name for running in self._running.values()):
                 last = self._stoppings[name].promote(last=True) if name in open_models else None
                 if last is not None:
@@ -327,7 +345,12 @@ def _decide(stopping: EarlyStopping, book: Book, trial: TrialSpec, measurement: 
 
 
 def resumed_search(
-    book: Book, plan: StudyPlan, spec: SearchSpec, interrupted: Callable[[], bool], num_lanes: int
+    book: Book,
+    plan: StudyPlan,
+    spec: SearchSpec,
+    interrupted: Callable[[], bool],
+    num_lanes: int,
+    room: Room | None = None,
 ) -> SearchConductor:
     """Build the conductor of a search that knows all that the book holds: searchers and rungs are replayed."""
     records = [r for r in book.state.trials.values() if r.spec.kind is TrialKind.SEARCH]
@@ -352,16 +375,19 @@ def resumed_search(
                 _decide(stoppings[trial.model], book, trial, step)
             else:
                 stoppings[trial.model].promoted(Promotion(trial_id, step))
+    spent = book.state.spent_seconds
     return SearchConductor(
-        book, plan, searches, stoppings, interrupted, num_lanes=num_lanes, spent_seconds=book.state.spent_seconds
+        book, plan, searches, stoppings, interrupted, num_lanes=num_lanes, spent_seconds=spent, room=room
     )
 
 
 class ConfirmConductor(_Conductor):
     """Confirmation: a fixed list of runs, trained to their full budget exactly as search trains."""
 
-    def __init__(self, book: Book, trials: Sequence[TrialSpec], interrupted: Callable[[], bool]) -> None:
-        super().__init__(book, interrupted)
+    def __init__(
+        self, book: Book, trials: Sequence[TrialSpec], interrupted: Callable[[], bool], room: Room | None = None
+    ) -> None:
+        super().__init__(book, interrupted, room)
         for trial in trials:
             record = book.state.trials.get(trial.trial_id)
             if record is None:
@@ -376,8 +402,10 @@ class TestConductor(_Conductor):
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    def __init__(self, book: Book, trials: Sequence[TrialSpec], interrupted: Callable[[], bool]) -> None:
-        super().__init__(book, interrupted)
+    def __init__(
+        self, book: Book, trials: Sequence[TrialSpec], interrupted: Callable[[], bool], room: Room | None = None
+    ) -> None:
+        super().__init__(book, interrupted, room)
         self._again.extend(
             Assignment(trial, is_test=True) for trial in trials if trial.trial_id not in book.state.tested
         )

@@ -6,14 +6,15 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sweeper.core.errors import RunFailedError, StopRequested, is_of_storage
 from sweeper.core.trial import TrialSpec, TrialState
-from sweeper.engine.cluster import Connection, capacity, lane_count, worker_resources
-from sweeper.engine.lanes import Lanes, LaneShape
+from sweeper.engine.cluster import Connection, capacity, lane_count, lane_counts, worker_resources
+from sweeper.engine.lanes import LaneGroup, Lanes, LaneShape
 from sweeper.engine.packing import hungriest, measured_packing
 from sweeper.engine.tune import Conductor, Sequel, run_assignments
 from sweeper.engine.worker_config import WorkerConfig
@@ -22,7 +23,7 @@ from sweeper.store.profile import write_profile
 from sweeper.store.state import StudyState
 from sweeper.store.tables import write_tables
 from sweeper.workflows.book import Book
-from sweeper.workflows.conductors import ConfirmConductor, TestConductor, resumed_search
+from sweeper.workflows.conductors import ConfirmConductor, Room, TestConductor, resumed_search
 from sweeper.workflows.confirm import confirmation_runs, more_runs
 from sweeper.workflows.manifest import (
     changes,
@@ -149,7 +150,8 @@ def _on_ray(
     is_shared = study.spec.cluster.address is not None
     with study_lanes(study, left() if is_shared else None, profiled=profiled) as lanes:
         # Lanes come up while Tune starts its actors, which then wait for them.
-        conductor = Sequel(phases(study, book, interrupted, lanes.count, progress.phase))
+        room = lanes.has_room if lanes.group_of else None
+        conductor = Sequel(phases(study, book, interrupted, lanes.count, progress.phase, room))
         run_assignments(
             lanes,
             Tail(conductor, lanes, left) if is_shared else conductor,
@@ -165,47 +167,63 @@ def _on_ray(
         raise StopRequested("stopped on request; all finished work is kept")
 
 
-def study_lanes(study: Study, most: int | None = None, *, profiled: bool = False) -> Lanes:
+def study_lanes(study: Study, work: Mapping[str, int] | None = None, *, profiled: bool = False) -> Lanes:
     """Return the lanes of a study, to be entered: as many as it wants and as fit the cluster that is connected.
+
+    Models that ask for the same nodes share a group of lanes.
 
     Parameters
     ----------
-    most:
-        Lanes for which there is work, where others may use the cluster too.
+    work:
+        Trials that are left, by model, where others may use the cluster too.
     profiled:
         Whether the lanes keep where their time went.
     """
-    shape = _lane_shape(study, _needs(study))
-    count = lane_count(shape, study.spec.search.max_concurrent_trials, most)
-    config = _worker_config(study, shape, profiled=profiled)
-    return Lanes(count, shape, config.start, study.paths.scratch, elastic=not capacity(shape).now)
-
-
-def _needs(study: Study) -> dict[str, float]:
-    """Return the resources of one worker, a GPU's share measured where it is asked to be."""
     training = study.spec.training
-    if not training.is_packed:
-        asked = training.resources_per_worker if training.resources_per_worker == "auto" else training.fixed_resources
-        return worker_resources(asked, training.num_workers)
-    whole = _lane_shape(study, {**training.fixed_resources, "GPU": 1.0})
-    lane_count(whole, "auto")  # a probe without a node for it would wait for ever
-    probes = {name: hungriest(space) for name, space in study.spaces.items()}
-    config = _worker_config(study, whole)
-    packing = measured_packing(config, probes, whole.resources_per_worker, training.node_labels)
-    if packing is not None:
-        logger.info("%d lanes share a GPU: %s", packing.lanes, packing)
-        record_packing(study.paths, packing.lanes, packing.peaks)
-    return {**training.fixed_resources, "GPU": 1.0 if packing is None else packing.share}
+    asked = {model.name: {**training.node_labels, **model.node_labels} for model in study.spec.models}
+    group_of = {name: ",".join(f"{k}={v}" for k, v in sorted(labels.items())) for name, labels in asked.items()}
+    if len(set(group_of.values())) == 1:
+        group_of = dict.fromkeys(group_of, "")
+    models: dict[str, list[str]] = {}
+    for name, group in group_of.items():
+        models.setdefault(group, []).append(name)
+    shapes = {group: _lane_shape(study, names, asked[names[0]]) for group, names in models.items()}
+    left = {group: sum(work[name] for name in names) for group, names in models.items()} if work is not None else None
+    counts = lane_counts(shapes, study.spec.search.max_concurrent_trials, left)
+    groups = [
+        LaneGroup(
+            shape=shape,
+            count=counts[name],
+            make_worker=_worker_config(study, shape, profiled=profiled).start,
+            name=name,
+        )
+        for name, shape in shapes.items()
+    ]
+    elastic = not any(capacity(shape).now for shape in shapes.values())
+    return Lanes(groups, study.paths.scratch, group_of=group_of if len(groups) > 1 else {}, elastic=elastic)
 
 
-def _lane_shape(study: Study, resources: Mapping[str, float]) -> LaneShape:
+def _lane_shape(study: Study, models: Sequence[str], labels: Mapping[str, str]) -> LaneShape:
+    """Return the shape of the lanes of some models, a GPU's share measured where it is asked to be."""
     training = study.spec.training
-    return LaneShape(
+    asked = training.resources_per_worker if training.resources_per_worker == "auto" else training.fixed_resources
+    shape = LaneShape(
         num_workers=training.num_workers,
-        resources_per_worker=resources,
-        node_labels=training.node_labels,
+        resources_per_worker={},
+        node_labels=labels,
         placement=training.placement.upper(),
     )
+    if not training.is_packed:
+        return replace(shape, resources_per_worker=worker_resources(asked, training.num_workers, labels))
+    whole = replace(shape, resources_per_worker={**training.fixed_resources, "GPU": 1.0})
+    lane_count(whole, "auto")  # a probe without a node for it would wait for ever
+    probes = {name: hungriest(study.spaces[name]) for name in models}
+    packing = measured_packing(_worker_config(study, whole), probes, whole.resources_per_worker, labels)
+    if packing is None:
+        return whole
+    logger.info("%d lanes share a GPU: %s", packing.lanes, packing)
+    record_packing(study.paths, packing.lanes, packing.peaks)
+    return replace(shape, resources_per_worker={**training.fixed_resources, "GPU": packing.share})
 
 
 def _worker_config(study: Study, shape: LaneShape, *, profiled: bool = False) -> WorkerConfig:
@@ -239,7 +257,12 @@ def carry_out(
 
 
 def phases(
-    study: Study, book: Book, interrupted: Callable[[], bool], num_lanes: int, say_phase: Callable[[str], None]
+    study: Study,
+    book: Book,
+    interrupted: Callable[[], bool],
+    num_lanes: int,
+    say_phase: Callable[[str], None],
+    room: Room | None = None,
 ) -> Iterator[Conductor]:
     """Yield what is left of a study: search, confirmation, test; each is made when the one before it is done.
 
@@ -247,6 +270,8 @@ def phases(
     ----------
     say_phase:
         Told the name of each phase as it begins.
+    room:
+        Where not every lane serves every model.
 
     Raises
     ------
@@ -255,7 +280,7 @@ def phases(
     """
     if book.state.frozen is None:
         say_phase("search")
-        yield resumed_search(book, study.plan, study.spec.search, interrupted, num_lanes)
+        yield resumed_search(book, study.plan, study.spec.search, interrupted, num_lanes, room)
     if book.state.frozen is None:
         runs = confirmation_runs(study, book.state)
         if not runs:
@@ -264,7 +289,7 @@ def phases(
     for index, batch in enumerate(book.state.freezings):
         say_phase("confirm")
         trials = [book.state.trials[trial_id].spec for trial_id in batch]
-        yield ConfirmConductor(book, trials, interrupted)
+        yield ConfirmConductor(book, trials, interrupted, room)
         confirmed = [trial for trial in trials if book.state.trials[trial.trial_id].state is TrialState.COMPLETE]
         if not confirmed:
             raise RunFailedError("every confirmation run failed; see trials.parquet")
@@ -272,7 +297,7 @@ def phases(
             book.write("test_opened", reason="more seeds" if index else "confirmation", num_runs=len(confirmed))
         record_openings(study, book.state)
         say_phase("test")
-        yield TestConductor(book, confirmed, interrupted)
+        yield TestConductor(book, confirmed, interrupted, room)
 
 
 def freeze(book: Book, runs: Sequence[TrialSpec]) -> None:

@@ -138,10 +138,14 @@ def record_precision(paths: ResultPaths) -> None:
 
 
 def record_packing(paths: ResultPaths, lanes: int, peaks: Mapping[str, int]) -> None:
-    """Note how many lanes share a GPU, and the bytes of it that training each model took at most in the probe."""
+    """Note how many lanes share a GPU, and the bytes of it that training each model took at most in the probe.
+
+    Models with nodes of their own are probed there: the number is that of the last of them.
+    """
     if paths.manifest.exists():
         manifest = read_manifest(paths)
-        manifest.machine["packing"] = {"lanes_per_gpu": lanes, "peak_bytes": dict(peaks)}
+        earlier = manifest.machine.get("packing", {}).get("peak_bytes", {})
+        manifest.machine["packing"] = {"lanes_per_gpu": lanes, "peak_bytes": {**earlier, **peaks}}
         write_manifest(paths, manifest)
 
 

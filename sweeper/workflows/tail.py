@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from sweeper.core.trial import TrialKind
@@ -13,23 +14,27 @@ from sweeper.plan.plan import StudyPlan
 from sweeper.store.state import StudyState
 
 
-def work_left(plan: StudyPlan, state: StudyState) -> int:
-    """Return how many trials and confirmation runs have not ended yet, those not yet asked included.
+def work_left(plan: StudyPlan, state: StudyState) -> dict[str, int]:
+    """Return how many trials and confirmation runs of each model have not ended yet, those not yet asked included.
 
     Early stopping leaves the number of trials as it is, so this is exact while no model is given up. Tests do not
     count: they take moments, and the lanes that are left serve them.
     """
+    names = [model.name for model in plan.models]
     if state.frozen is not None:
-        return sum(not state.trials[trial_id].state.is_final for trial_id in state.frozen)
-    ended = [r for r in state.trials.values() if r.spec.kind is TrialKind.SEARCH and r.state.is_final]
-    confirmations = 2 * len(plan.models) * len(plan.confirmation_seeds)
-    return max(0, len(plan.models) * plan.budget.num_trials - len(ended)) + confirmations
+        records = [state.trials[trial_id] for trial_id in state.frozen]
+        left = Counter(record.spec.model for record in records if not record.state.is_final)
+        return {name: left[name] for name in names}
+    search = [r for r in state.trials.values() if r.spec.kind is TrialKind.SEARCH and r.state.is_final]
+    ended = Counter(record.spec.model for record in search)
+    confirmations = 2 * len(plan.confirmation_seeds)
+    return {name: max(0, plan.budget.num_trials - ended[name]) + confirmations for name in names}
 
 
 class Tail:
     """A `Conductor` that passes everything on to another, and tells the lanes how many can still be used."""
 
-    def __init__(self, conductor: Conductor, lanes: Lanes, left: Callable[[], int]) -> None:
+    def __init__(self, conductor: Conductor, lanes: Lanes, left: Callable[[], Mapping[str, int]]) -> None:
         self._conductor = conductor
         self._lanes = lanes
         self._left = left
@@ -41,7 +46,10 @@ class Tail:
     def take(self, report: StepReport) -> bool:
         """See `Conductor`."""
         ended = self._conductor.take(report)
-        if (left := self._left()) < self._lanes.count or ended:
+        left = dict.fromkeys(self._lanes.counts, 0)
+        for model, amount in self._left().items():
+            left[self._lanes.group(model)] += amount
+        if ended or any(left[group] < count for group, count in self._lanes.counts.items()):
             self._lanes.keep(left)
         return ended
 

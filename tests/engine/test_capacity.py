@@ -10,8 +10,8 @@ import pytest
 from sweeper.core.errors import InputError
 from sweeper.core.trial import TrialKind, TrialState
 from sweeper.engine import cluster
-from sweeper.engine.cluster import Capacity, capacity, lane_count, worker_resources
-from sweeper.engine.exchange import Exchange
+from sweeper.engine.cluster import Capacity, capacity, lane_count, lane_counts, worker_resources
+from sweeper.engine.exchange import Exchange, Joining
 from sweeper.engine.lanes import LaneShape
 from sweeper.workflows.tail import Tail, work_left
 
@@ -61,6 +61,30 @@ def test_only_nodes_with_the_labels_count(nodes):
         lane_count(missing, "auto")
 
 
+def shapes(**labels):
+    needs = {"num_workers": 1, "resources_per_worker": {"CPU": 1, "GPU": 1}}
+    return {name: LaneShape(**needs, node_labels=asked) for name, asked in labels.items()}
+
+
+def test_models_with_labels_of_their_own_get_lanes_beside_each_other(nodes):
+    l4, a100 = {"ray.io/accelerator-type": "L4"}, {"ray.io/accelerator-type": "A100"}
+    nodes([({"CPU": 8, "GPU": 4}, l4), ({"CPU": 8, "GPU": 2}, a100)])
+    assert lane_counts(shapes(small=l4, large=a100), "auto") == {"small": 4, "large": 2}
+    assert lane_counts(shapes(any={}, large=a100), "auto") == {"any": 4, "large": 2}, "who can lie anywhere gives way"
+    assert lane_counts(shapes(any={}), "auto") == {"any": 6}
+    assert lane_counts(shapes(any={}, large=a100), 3) == {"any": 1, "large": 2}
+    assert lane_counts(shapes(any={}, large=a100), "auto", {"any": 9, "large": 1}) == {"any": 5, "large": 1}
+    with pytest.raises(InputError, match="node_labels: each set of labels must have a lane"):
+        lane_counts(shapes(any={}, large=a100), 1)
+    with pytest.raises(InputError, match=r"nodes with labels .*H100"):
+        lane_counts(shapes(any={}, huge={"ray.io/accelerator-type": "H100"}), "auto")
+
+
+def test_nodes_that_may_still_come_serve_every_group(nodes):
+    nodes([({"CPU": 8, "GPU": 1}, {})], [({"CPU": 8, "GPU": 1}, 4)])
+    assert lane_counts(shapes(any={}, other={"disk": "fast"}), "auto", {"any": 3, "other": 9}) == {"any": 3, "other": 4}
+
+
 def test_workers_of_one_lane_lie_over_nodes_unless_they_must_not(nodes):
     nodes([({"CPU": 3}, {}), ({"CPU": 3}, {})])
     two = {"num_workers": 2, "resources_per_worker": {"CPU": 1}}
@@ -68,39 +92,44 @@ def test_workers_of_one_lane_lie_over_nodes_unless_they_must_not(nodes):
     assert lane_count(LaneShape(**two, placement="STRICT_PACK"), "auto") == 2
 
 
-def record(kind, *, is_final):
+def record(kind, model, *, is_final):
     state = TrialState.COMPLETE if is_final else TrialState.RUNNING
-    return SimpleNamespace(spec=SimpleNamespace(kind=kind), state=state)
+    return SimpleNamespace(spec=SimpleNamespace(kind=kind, model=model), state=state)
 
 
 def test_work_left_counts_what_was_not_asked_yet_and_the_confirmation():
     budget = SimpleNamespace(num_trials=10)
-    plan = SimpleNamespace(models=("a", "b"), budget=budget, confirmation_seeds=(1, 3, 5))
-    trials = {str(i): record(TrialKind.SEARCH, is_final=i < 4) for i in range(6)}
-    assert work_left(plan, SimpleNamespace(frozen=None, trials=trials)) == 20 - 4 + 2 * 2 * 3
-    trials = {str(i): record(TrialKind.CONFIRM, is_final=i < 9) for i in range(12)}
-    assert work_left(plan, SimpleNamespace(frozen=list(trials), trials=trials)) == 3
+    models = [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+    plan = SimpleNamespace(models=models, budget=budget, confirmation_seeds=(1, 3, 5))
+    trials = {str(i): record(TrialKind.SEARCH, "ab"[i % 2], is_final=i < 4) for i in range(6)}
+    assert work_left(plan, SimpleNamespace(frozen=None, trials=trials)) == {"a": 10 - 2 + 2 * 3, "b": 10 - 2 + 2 * 3}
+    trials = {str(i): record(TrialKind.CONFIRM, "ab"[i % 2], is_final=i < 9) for i in range(12)}
+    assert work_left(plan, SimpleNamespace(frozen=list(trials), trials=trials)) == {"a": 1, "b": 2}
 
 
 def test_the_tail_tells_the_lanes_how_many_can_still_be_used():
     kept = []
-    pool = SimpleNamespace(count=4, keep=kept.append)
-    left = iter([6, 5, 3])
+    pool = SimpleNamespace(
+        counts={"": 3, "big": 1}, keep=kept.append, group=lambda model: "big" if model == "c" else ""
+    )
+    left = iter([{"a": 3, "b": 2, "c": 1}, {"a": 2, "b": 2, "c": 1}, {"a": 1, "b": 1, "c": 1}])
     conductor = SimpleNamespace(take=lambda report: report == "ended", stopping=False)
     tail = Tail(conductor, pool, lambda: next(left))
     assert [tail.take("epoch"), tail.take("ended"), tail.take("epoch")] == [False, True, False]
-    assert kept == [5, 3]
+    assert kept == [{"": 4, "big": 1}, {"": 2, "big": 1}]
 
 
 async def _retired(keep):
     exchange = Exchange()
     for name in ("a", "b", "c"):
-        await exchange.join(name, 0, 1, None, None)
-    await exchange.join("half", 0, 2, None, None)  # its second worker waits for a node
+        await exchange.join(name, 0, 1, Joining(actor=None))
+    await exchange.join("other", 0, 1, Joining(actor=None, lane_group="big"))
+    await exchange.join("half", 0, 2, Joining(actor=None))  # its second worker waits for a node
     await exchange.acquire()
     told = await exchange.retire(keep)
     again = await exchange.retire(keep)
     await exchange.reclaim()
+    assert await exchange.acquire("big") == "other", "lanes of another group are left alone"
     return told, again, len(exchange._free)
 
 
@@ -113,7 +142,7 @@ def test_only_idle_lanes_are_let_go_and_only_once():
 async def _late():
     exchange = Exchange()
     await exchange.dismiss()
-    await exchange.join("late", 0, 1, None, None)
+    await exchange.join("late", 0, 1, Joining(actor=None))
     return await exchange.next_command("late", 0)
 
 

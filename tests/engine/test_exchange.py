@@ -13,8 +13,8 @@ from sweeper.core.errors import is_of_peers
 from sweeper.core.trial import Segment, TrialSpec, TrialState
 from sweeper.engine import exchange as exchanges
 from sweeper.engine import lanes
-from sweeper.engine.exchange import Exchange
-from sweeper.engine.lanes import Lanes, LaneShape, _guarded, _why
+from sweeper.engine.exchange import Exchange, Joining
+from sweeper.engine.lanes import LaneGroup, Lanes, LaneShape, _guarded, _why
 from sweeper.engine.messages import Dead, Failed, Leave, Measured, Moved, NextEpoch, Start, Started, Test
 
 TRIAL = TrialSpec(trial_id="t", number=0, model="m", params={}, seed=0, max_epochs=9)
@@ -54,7 +54,8 @@ class Lane:
 
     async def stand(self):
         for rank, node in enumerate(self.nodes):
-            await self.exchange.join(self.name, rank, len(self.nodes), None, f"group of {self.name}", node)
+            me = Joining(actor=None, placement_group=f"group of {self.name}", node=node)
+            await self.exchange.join(self.name, rank, len(self.nodes), me)
         self.tasks = [asyncio.create_task(self.serve(rank)) for rank in range(len(self.nodes))]
         return self
 
@@ -146,7 +147,7 @@ def test_idle_lanes_and_those_of_a_broken_run_end_at_once_on_such_a_node():
 def test_a_trial_hears_why_its_lane_died():
     async def scenario():
         exchange = Exchange()
-        await exchange.join("lane", 0, 1, None, "group", "node")
+        await exchange.join("lane", 0, 1, Joining(actor=None, placement_group="group", node="node"))
         assert await exchange.acquire() == "lane"
         waiting = asyncio.create_task(exchange.call("lane", NextEpoch(), 5))
         await asyncio.sleep(0)
@@ -208,7 +209,8 @@ def test_a_pool_whose_exchange_is_gone_says_so_in_one_line_and_closes(monkeypatc
 
     monkeypatch.setattr(lanes.ray, "get", gone)
     monkeypatch.setattr(lanes.ray, "kill", lambda actor: None)
-    pool = Lanes(1, LaneShape(num_workers=1, resources_per_worker={"CPU": 1}), lanework.Worker, tmp_path)
+    shape = LaneShape(num_workers=1, resources_per_worker={"CPU": 1})
+    pool = Lanes([LaneGroup(shape=shape, count=1, make_worker=lanework.Worker)], tmp_path)
     pool._exchange = MagicMock()
     expected = "Ray failed on the driver's node (RayError: the node is dead); what is done is kept: resume"
     assert pool.failure == expected

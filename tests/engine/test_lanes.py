@@ -12,7 +12,7 @@ import ray
 from sweeper.core.errors import InputError, RunFailedError
 from sweeper.core.trial import TrialState
 from sweeper.engine.cluster import lane_count
-from sweeper.engine.lanes import Lanes, LaneShape
+from sweeper.engine.lanes import LaneGroup, Lanes, LaneShape
 from sweeper.engine.messages import Failed
 from sweeper.engine.tune import run_assignments
 from sweeper.testing.leaks import no_growth, no_leaks
@@ -23,7 +23,10 @@ ONE = LaneShape(num_workers=1, resources_per_worker={"CPU": 1})
 
 @pytest.fixture(scope="module")
 def lanes(ray_session, tmp_path_factory):
-    with no_leaks(), Lanes(2, ONE, lanework.Worker, tmp_path_factory.mktemp("lanes")) as pool:
+    with (
+        no_leaks(),
+        Lanes([LaneGroup(shape=ONE, count=2, make_worker=lanework.Worker)], tmp_path_factory.mktemp("lanes")) as pool,
+    ):
         pool.wait_ready()
         yield pool
 
@@ -159,7 +162,7 @@ def test_the_number_of_lanes_comes_from_the_cluster():
 
 def test_lanes_without_work_are_let_go(lanes, tmp_path):
     """Last in this file: from here on the shared pool has one lane."""
-    lanes.keep(1)
+    lanes.keep({"": 1})
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU", 0) < 1:
         assert time.monotonic() < deadline, "an idle lane gives its CPU back"

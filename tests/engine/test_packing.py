@@ -140,8 +140,9 @@ def test_a_study_gets_the_lanes_that_a_probe_allows(study, monkeypatch):
     monkeypatch.setattr(execute, "measured_packing", measured)
     lanes = execute.study_lanes(study)
     assert asked == {"device": "cuda", "share": 1.0, "probes": {"a": {"batch_size": 24}}, "CPU": 2, "GPU": 1.0}
-    assert lanes.shape.resources_per_worker == {"CPU": 2, "GPU": 0.3333}
-    assert capacity(lanes.shape).now == lanes.count == 6
+    (group,) = lanes.groups
+    assert group.shape.resources_per_worker == {"CPU": 2, "GPU": 0.3333}
+    assert capacity(group.shape).now == lanes.count == 6
     monkeypatch.setattr(execute, "measured_packing", lambda *_: None)
     assert execute.study_lanes(study).count == 2, "a probe that fails costs the packing and nothing else"
 

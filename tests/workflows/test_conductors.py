@@ -42,7 +42,17 @@ def curve(trial):
 
 
 def search(
-    kind, events=(), *, trials=12, lanes=1, space=SPACE, sampler="random", models=("a", "b"), epochs=EPOCHS, **scheduler
+    kind,
+    events=(),
+    *,
+    trials=12,
+    lanes=1,
+    space=SPACE,
+    sampler="random",
+    models=("a", "b"),
+    epochs=EPOCHS,
+    room=None,
+    **scheduler,
 ):
     scheduler = scheduler or {"grace_fraction": 0.12, "reduction_factor": 2}
     spec = SearchSpec(
@@ -60,7 +70,7 @@ def search(
     state = StudyState.replay(ledger.events())
     book = Book(ledger, state, OBJECTIVE, 1)
     simulated = SimulatedLanes(curve, lanes)
-    simulated.serve(resumed_search(book, plan, spec, lambda: False, lanes))
+    simulated.serve(resumed_search(book, plan, spec, lambda: False, lanes, room))
     return list(ledger.events()), state, simulated
 
 
@@ -77,6 +87,24 @@ def test_every_trial_ends_and_every_model_gets_the_same_number(kind):
         assert [record.spec.model for record in state.trials.values()].count("a") == len(state.trials) / 2 == 12
         assert state.trials["a-t0000"].state is TrialState.COMPLETE, "the default is never stopped"
         assert sum(r.state is TrialState.COMPLETE for r in state.trials.values() if r.spec.model == "b") >= 2
+
+
+@pytest.mark.parametrize("kind", ["none", "asha-promotion", "hyperband"])
+def test_no_more_trials_run_at_once_than_a_model_has_lanes(kind):
+    """Two lanes take ``a`` and ``c``, one takes ``b``; all three could be taken by anyone else."""
+    group_of, most = {"a": "x", "b": "y", "c": "x"}, {"x": 2, "y": 1}
+
+    def room(model, running):
+        busy = [group_of[other] for other in running]
+        assert busy.count("x") <= 2
+        assert busy.count("y") <= 1
+        return busy.count(group_of[model]) < most[group_of[model]]
+
+    _, state, simulated = search(kind, lanes=3, models=("a", "b", "c"), room=room)
+    models = [record.spec.model for record in state.trials.values()]
+    assert [models.count(name) for name in "abc"] == [12, 12, 12]
+    assert all(record.state.is_final for record in state.trials.values())
+    assert kind != "none" or simulated.clock == 12 * EPOCHS, "no lane is idle"
 
 
 @pytest.mark.parametrize("kind", ["median", "asha-promotion", "hyperband"])
