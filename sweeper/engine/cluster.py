@@ -205,9 +205,10 @@ def lane_counts(
     InputError
         When a group gets no lane.
     """
+    left: dict[str, int | None] = dict.fromkeys(shapes) if work is None else {group: work[group] for group in shapes}
     if len(shapes) == 1:
-        return {group: lane_count(shape, asked, work and work[group]) for group, shape in shapes.items()}
-    most = {group: lane_count(shape, "auto", work and work[group]) for group, shape in shapes.items()}
+        return {group: lane_count(shape, asked, left[group]) for group, shape in shapes.items()}
+    most = {group: lane_count(shape, "auto", left[group]) for group, shape in shapes.items()}
     total = sum(most.values()) if isinstance(asked, str) else asked
     nodes = [(node.get("Labels", {}), dict(node["Resources"])) for node in _nodes_alive()]
     grows = {group for group, shape in shapes.items() if capacity(shape).later > capacity(shape).now}
