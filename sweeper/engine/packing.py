@@ -85,10 +85,11 @@ def measured_packing(
     labels:
         Of the nodes that take lanes.
     """
-    others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+    others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU", "memory")}
     task: Any = ray.remote(_probe).options(
         num_gpus=1,
         num_cpus=resources.get("CPU", 0),
+        memory=resources.get("memory"),
         resources=others,
         label_selector=dict(labels) or None,
         max_retries=0,

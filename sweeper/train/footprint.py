@@ -81,7 +81,8 @@ class _Longest:
 
     @property
     def example_ids(self) -> Sequence[str]:
-        return [self._examples.example_ids[row] for row in self._rows]
+        names = self._examples.example_ids
+        return [names[row] for row in self._rows]
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         return self._examples.batch(self._rows[indices])
