@@ -89,6 +89,16 @@ def test_a_replayed_search_suggests_what_the_live_one_does(sampler):
     check()
 
 
+def test_every_fourth_suggestion_of_the_default_is_spread_whatever_was_found():
+    found = []
+    for sign in (1, -1):
+        events = [(TrialState.COMPLETE, sign * value, 0) for _, value, _ in BEGINNING + BEGINNING]
+        records, _, _ = play(new("auto"), events)
+        found.append([record.spec.params for record in records])
+    same = {number for number, (one, other) in enumerate(zip(*found, strict=True)) if one == other}
+    assert same == {0, 1, 2, 3, 4, 5, 9, 13, 17, 21}
+
+
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "random", "qmc", "cmaes"])
 def test_pruned_trials_are_never_told_as_complete_and_nothing_ended_stays_running(sampler, monkeypatch):
     """Neither to Optuna nor to the surrogate, whatever happened."""
