@@ -47,7 +47,8 @@ def tasks() -> str:
     for name in BUILT_IN:
         found = task_class(name)
         costs = [1.0, 5.0] if found.target_kind == "class" else None
-        spec = TaskSpec(type=name, data=DataSpec(train="data.csv"), costs=costs)
+        written = 1 if found.target_kind == "text" else None
+        spec = TaskSpec(type=name, data=DataSpec(train="data.csv"), costs=costs, max_new_tokens=written)
         task = make_task(spec, TargetFacts(kind=found.target_kind, classes=("no", "yes")))
         first = (sys.modules[found.__module__].__doc__ or "").split("\n\n")[0].replace("\n", " ")
         refused = ", ".join(f"`{key}`" for key in task.not_applicable)

@@ -67,9 +67,21 @@ GENERATION = _table(
     Metric("exact_match", "maximize", "share of answers that greedy decoding gives exactly, the end token included"),
 )
 WRITTEN = _table(
-    Metric("generated_match", "maximize", "share of written texts that are the answer, white space at the ends aside"),
-    Metric("bleu", "maximize", "BLEU of all written texts, 0 to 100, as sacrebleu has it (13a tokens)"),
-    Metric("chrf", "maximize", "chrF2 of all written texts, 0 to 100, as sacrebleu has it: shared pieces of words"),
+    Metric(
+        "generated_match",
+        "maximize",
+        "`task.max_new_tokens`: share of written texts that are the answer, white space at the ends aside",
+    ),
+    Metric(
+        "bleu",
+        "maximize",
+        "`task.max_new_tokens`: BLEU of all written texts, 0 to 100, as sacrebleu has it (13a tokens)",
+    ),
+    Metric(
+        "chrf",
+        "maximize",
+        "`task.max_new_tokens`: chrF2 of all written texts, 0 to 100, as sacrebleu has it: shared pieces of words",
+    ),
 )
 """Beside those of `GENERATION`, where `task.max_new_tokens` lets the model write."""
 
