@@ -30,7 +30,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +50,11 @@ JOIN_TRIES = 4
 WAIT_SECONDS = 240.0
 END_SECONDS = 300.0
 OBJECT_STORE = str(100 << 20)  # bytes; lanes keep nothing there
+AGENTS = (
+    *("--dashboard-agent-grpc-port", "20001", "--dashboard-agent-listen-port", "20002"),
+    *("--metrics-export-port", "20003", "--runtime-env-agent-port", "20004"),
+)
+"""Given, because a raylet ends itself when its agents have not chosen theirs within 15 s, as on a busy machine."""
 HEALTH = {
     "RAY_maximum_startup_concurrency": "4",  # one at a time, one a CPU, would take minutes here
     "RAY_health_check_initial_delay_ms": "2000",
@@ -110,7 +114,7 @@ class Host:
     def ray(self, *words: str) -> None:
         """Join or found the cluster; a busy machine may need more than one try."""
         ray = str(Path(sys.executable).with_name("ray"))
-        common = ("--node-ip-address", self.address, "--num-cpus", "1", "--disable-usage-stats", "--block")
+        common = ("--node-ip-address", self.address, "--num-cpus", "1", "--disable-usage-stats", "--block", *AGENTS)
         log = self._folder / f"{self.name}.log"
         for _ in range(JOIN_TRIES):
             said = log.stat().st_size if log.exists() else 0
@@ -341,8 +345,8 @@ def study_over_hosts(scene: Scene, trials: int, workers: int, stack: ExitStack) 
     took_part: set[str] = set()
     hosts[0].ray("--head", "--port", str(PORT), "--include-dashboard", "false")
     head = f"{hosts[0].address}:{PORT}"
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda host: host.ray("--address", head), hosts[1:]))
+    for host in hosts[1:]:
+        host.ray("--address", head)
     story.tell("three hosts have joined")
     driver = hosts[0].start(
         *(sys.executable, "-m", "sweeper.cli", "run"), str(scene.study), f"cluster.address={head}", *scene.overrides

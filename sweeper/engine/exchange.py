@@ -9,22 +9,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeper.engine.messages import Command, Dead, Failed, Leave, Moved, NextEpoch, Reply
+from sweeper.engine.messages import Command, Dead, Failed, Leave, Left, Moved, NextEpoch, Reply, Start, Test
 
 NAMESPACE = "sweeper"
+
+
+Holder: TypeAlias = tuple[str, str]
+NOBODY: Holder = ("", "")
+CLEAR_SECONDS = 60.0  # a lane has to drop a trial that has ended
 
 
 @dataclass
 class _Lane:
     """A lane as the exchange sees it; ``members`` are its worker actors by rank, ``nodes`` the ids of their nodes.
 
-    ``group`` says which trials it takes. ``leaving``: one of the nodes is to be taken back, so the lane ends when the
-    epoch under way has. ``retired``: it was told to end.
+    ``group`` says which trials it takes. ``holder``: the trial that borrowed it, and a name for this time. ``leaving``:
+    one of the nodes is to be taken back, so the lane ends when the epoch under way has. ``retired``: it was told to
+    end.
     """
 
     world_size: int
@@ -33,6 +39,7 @@ class _Lane:
     nodes: set[str] = field(default_factory=set)
     queues: dict[int, asyncio.Queue[tuple[int, Command] | None]] = field(default_factory=dict)
     token: int = 0  # of the command under way; answers to earlier ones are dropped
+    holder: Holder = NOBODY
     leaving: bool = False
     retired: bool = False
     num_answers: int = 0
@@ -75,6 +82,7 @@ class Exchange:
         self._arrived: dict[str, set[str]] = {}
         self._groups: dict[str, Any] = {}
         self._dismissed = False
+        self._clearing: dict[str, asyncio.Task[None]] = {}
 
     # -- lanes ---------------------------------------------------------------------------------------------
 
@@ -86,7 +94,7 @@ class Exchange:
         entry.queues[rank] = asyncio.Queue()
         self._groups[lane] = me.placement_group
         if entry.is_whole:
-            await self.release(lane)
+            await self._give_back(lane)
 
     async def next_command(self, lane: str, rank: int) -> tuple[int, Command] | None:
         """Wait for the next command of this worker; None tells it to end."""
@@ -131,14 +139,19 @@ class Exchange:
             self._free.remove(lane)
             return lane
 
-    async def call(self, lane: str, command: Command, timeout_seconds: float) -> Reply:
+    async def call(self, lane: str, command: Command, timeout_seconds: float, holder: Holder = NOBODY) -> Reply:
         """Send ``command`` to every worker of ``lane`` and return the lane's one answer.
 
-        A lane that is leaving does nothing more but save its trial; then it is told to end.
+        ``holder`` is whoever began a trial or a test on it; to others it does nothing. A lane that is leaving does
+        nothing more but save its trial; then it is told to end.
         """
         entry = self._lanes.get(lane)
         if entry is None:
             return Dead("the lane had died before the command")
+        if isinstance(command, Start | Test):
+            entry.holder = holder
+        elif entry.holder != holder:
+            return Left() if isinstance(command, Leave) else Dead("the lane had been taken back before the command")
         if not entry.leaving or isinstance(command, Leave):
             return await self._ask(lane, entry, command, timeout_seconds)
         if isinstance(command, NextEpoch):
@@ -163,12 +176,17 @@ class Exchange:
             self._kill(lane)
         return reply
 
-    async def release(self, lane: str) -> None:
-        """Give a borrowed lane back; one that is leaving is told to end."""
+    async def release(self, lane: str, holder: Holder = NOBODY) -> None:
+        """Give a borrowed lane back; one that was taken back already is left alone."""
+        if (entry := self._lanes.get(lane)) is not None and entry.holder == holder:
+            await self._give_back(lane)
+
+    async def _give_back(self, lane: str) -> None:
         async with self._changed:
             entry = self._lanes.get(lane)
             if entry is None or entry.retired or lane in self._free:
                 return
+            entry.holder = NOBODY
             if entry.leaving:
                 entry.end()
             else:
@@ -176,6 +194,22 @@ class Exchange:
                 self._changed.notify_all()
 
     # -- the driver ----------------------------------------------------------------------------------------
+
+    async def finish(self, trial_id: str) -> None:
+        """Take lanes back from a trial that has ended.
+
+        Its actor would keep the lane until it gets another trial, for ever where the last trials wait for lanes of a
+        node that was lost.
+        """
+        for lane, entry in self._lanes.items():
+            if entry.holder[0] == trial_id:
+                entry.holder = NOBODY
+                self._clearing[lane] = asyncio.create_task(self._clear(lane, entry))
+
+    async def _clear(self, lane: str, entry: _Lane) -> None:
+        await self._ask(lane, entry, Leave(snapshot=False), CLEAR_SECONDS)
+        del self._clearing[lane]
+        await self._give_back(lane)
 
     async def bury(self, lane: str, reason: str) -> tuple[Any, int]:
         """Forget a dead lane and tell whoever waits for it, and why it died.
@@ -196,9 +230,10 @@ class Exchange:
             self._arrived.clear()
             whole = {lane: entry for lane, entry in self._lanes.items() if entry.is_whole and not entry.retired}
             for entry in whole.values():
+                entry.holder = NOBODY
                 if entry.leaving:
                     entry.end()
-            self._free = [lane for lane, entry in whole.items() if not entry.leaving]
+            self._free = [lane for lane, entry in whole.items() if not entry.leaving and lane not in self._clearing]
             self._changed.notify_all()
 
     async def vacate(self, nodes: Collection[str]) -> int:

@@ -273,6 +273,10 @@ class Lanes:
                 return
             time.sleep(0.05)
 
+    def finish(self, trial_id: str) -> None:
+        """Free the lane of a trial that has ended, whether or not there is another one for its actor."""
+        self._ask("finish", trial_id)
+
     def reclaim(self) -> None:
         """Free all lanes after a Tune run that ended badly."""
         self._ask("reclaim")

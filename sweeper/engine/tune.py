@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 
 from sweeper.core.errors import RunFailedError
 from sweeper.core.trial import Segment, TrialState
-from sweeper.engine.exchange import find_exchange
+from sweeper.engine.exchange import NOBODY, find_exchange
 from sweeper.engine.lanes import Lanes
 from sweeper.engine.messages import (
     Assignment,
@@ -111,6 +111,7 @@ class LaneTrainable(tune.Trainable):
         """Connect to the exchange and take the first assignment."""
         self._exchange = find_exchange(config["exchange"])
         self._lane: str | None = None
+        self._holder = NOBODY
         self._arrived = False
         self.reset_config(config)
 
@@ -179,14 +180,16 @@ class LaneTrainable(tune.Trainable):
 
     def _call(self, command: Start | NextEpoch | Test | Leave) -> Any:
         seconds = START_SECONDS if isinstance(command, Start) else self._config["epoch_timeout_seconds"]
-        reply = ray.get(self._exchange.call.remote(self._lane, command, seconds))
+        if isinstance(command, Start | Test):
+            self._holder = (self._assignment.trial.trial_id, uuid.uuid4().hex)
+        reply = ray.get(self._exchange.call.remote(self._lane, command, seconds, self._holder))
         if isinstance(reply, Dead | Moved):
             self._lane = None
         return reply
 
     def _leave(self, *, snapshot: bool) -> None:
         if self._lane is not None and not isinstance(self._call(Leave(snapshot)), Dead):
-            ray.get(self._exchange.release.remote(self._lane))
+            ray.get(self._exchange.release.remote(self._lane, self._holder))
         self._lane = None
 
     def _report(
@@ -280,6 +283,7 @@ class _Ears(_Unsaved, tune.Stopper):
             return True
         if ended:
             self._asker.under_way.pop(trial_id, None)
+            self._lanes.finish(report.trial_id)
         return ended
 
     def stop_all(self) -> bool:

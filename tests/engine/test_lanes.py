@@ -15,7 +15,7 @@ from sweeper.engine.cluster import lane_count
 from sweeper.engine.lanes import LaneGroup, Lanes, LaneShape
 from sweeper.engine.messages import Failed
 from sweeper.engine.tune import run_assignments
-from sweeper.testing.leaks import no_growth, no_leaks
+from sweeper.testing.leaks import no_growth, no_leaks, take_inventory
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 ONE = LaneShape(num_workers=1, resources_per_worker={"CPU": 1})
@@ -38,7 +38,12 @@ def nothing_grows(request):
         yield
         return
     pool = request.getfixturevalue("lanes")
-    with no_growth(lambda: ray.get(pool._exchange.num_lanes.remote()) == pool.count):
+
+    def all_lanes_live():  # the exchange still counts one that has died just now
+        standing = ray.get(pool._exchange.num_lanes.remote())
+        return standing == take_inventory().counts()["ray::RayTrainWorker"] == pool.count
+
+    with no_growth(all_lanes_live):
         yield
 
 
