@@ -20,14 +20,14 @@ from sweeper import __version__
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Goal, Objective
 from sweeper.core.trial import TrialState
+from sweeper.imports.columns import Columns, find_columns, one_row_a_trial, same_seeds
+from sweeper.imports.shapes import keep, words
+from sweeper.imports.sources import RawTable, read_raw
+from sweeper.imports.tables import FAILED, MISSING
 from sweeper.report.build import build_report
 from sweeper.store.imported import ImportedConfirmation, ImportedTrial, write_imported
 from sweeper.store.manifest import Manifest, write_manifest
 from sweeper.store.paths import ResultPaths
-from sweeper.workflows.import_columns import Columns, find_columns, one_row_a_trial, same_seeds
-from sweeper.workflows.import_shapes import keep, words
-from sweeper.workflows.import_sources import RawTable, read_raw
-from sweeper.workflows.import_tables import FAILED, MISSING
 
 Row = dict[str, Any]
 

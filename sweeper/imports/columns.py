@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Goal
-from sweeper.workflows.import_shapes import (
+from sweeper.imports.shapes import (
     LESS,
     MORE,
     PLAIN,
@@ -24,8 +24,8 @@ from sweeper.workflows.import_shapes import (
     tall,
     words,
 )
-from sweeper.workflows.import_sources import FILE, PARAMS, RawTable
-from sweeper.workflows.import_tables import FAILED
+from sweeper.imports.sources import FILE, PARAMS, RawTable
+from sweeper.imports.tables import FAILED
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "model": (

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Goal
-from sweeper.workflows.import_tables import json_rows, read_text, table_rows, unpacked, with_numbers
+from sweeper.imports.tables import json_rows, read_text, table_rows, unpacked, with_numbers
 
 FILE = "source file"
 """Column that holds the file's name where several are read together."""

@@ -1,0 +1,1 @@
+"""Tables of trials that another tool wrote, read into rows with known columns."""
