@@ -11,6 +11,8 @@ import torch
 import transformers as hf
 from numpy.typing import NDArray
 
+from sweeper.testing.pretraining import descend
+
 SIDE = 96
 RADII = ((2.0, 4.0), (5.0, 9.0), (10.0, 16.0))  # of the three classes, in pixels
 MOST = (4, 12, 3)  # of each class in a scene
@@ -101,20 +103,12 @@ def make_models() -> dict[str, hf.PreTrainedModel]:
 def pretrain(model: hf.PreTrainedModel, steps: int) -> float:
     """Train in place and return the mean loss of the last steps."""
     rng = np.random.default_rng(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    losses = []
-    model.train()
-    for _ in range(steps):
+
+    def batch_loss() -> torch.Tensor:
         pixels, targets = make_batch(rng)
-        loss = model(pixel_values=pixels, labels=targets).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(loss.item())
-    return float(np.mean(losses[-20:]))
+        return model(pixel_values=pixels, labels=targets).loss
+
+    return descend(model, batch_loss, steps, learning_rate=2e-3, weight_decay=1e-4)
 
 
 def processor() -> hf.RTDetrImageProcessor:

@@ -85,3 +85,14 @@ class Conductor:
             self.ended.setdefault(report.trial_id, []).append(outcome)
             return True
         return False
+
+
+class Remembers(Worker):
+    """A worker that remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def handle(self, command):
+        self.told.append(command)
+        return super().handle(command)

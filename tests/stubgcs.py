@@ -6,8 +6,9 @@ import json
 import re
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import stubhttp
 
 OBJECT = re.compile(r"(?:/storage/v1)?/b/([^/]+)/o/(.+)")
 LIST = re.compile(r"(?:/storage/v1)?/b/([^/]+)/o")
@@ -27,12 +28,8 @@ class Store:
         self.lock = threading.Lock()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(stubhttp.Quiet):
     store: Store
-
-    def log_message(self, *arguments):
-        pass
 
     def answer(self, status, content=b"", **headers):
         content = json.dumps(content).encode() if isinstance(content, dict) else content
@@ -41,16 +38,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(content)
-
-    def body(self):
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            content = b""
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                content += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return content
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def serve(self):
         parts = urlsplit(self.path)
@@ -140,13 +127,5 @@ class _Handler(BaseHTTPRequestHandler):
 def serving():
     """Serve an empty store; yields it and the address."""
     store = Store()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": store}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield store, f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with stubhttp.serving(_Handler, store=store) as address:
+        yield store, address

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import stubhttp
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(stubhttp.Quiet):
     folders: dict[str, Path]  # "models/acme/bert" or "datasets/acme/intents": its files
     log: list[str]
 
@@ -21,7 +21,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        body = self.body().decode()
         paths = parse_qs(body).get("paths") or json.loads(body or "{}").get("paths", [])
         self.answer_api([path for path in paths if path])
 
@@ -63,9 +63,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, *arguments):
-        pass
-
 
 def _sha(path: Path) -> str:
     return hashlib.sha1(path.read_bytes()).hexdigest()
@@ -75,11 +72,6 @@ def _sha(path: Path) -> str:
 def serve(**folders: Path):
     """Serve ``models__acme__bert=FOLDER`` as model ``acme/bert``; yields the address and the list of requests."""
     known = {name.replace("__", "/"): folder for name, folder in folders.items()}
-    handler = type("Handler", (_Handler,), {"folders": known, "log": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", handler.log
-    finally:
-        server.shutdown()
-        server.server_close()
+    log: list[str] = []
+    with stubhttp.serving(_Handler, folders=known, log=log) as address:
+        yield f"http://{address}", log

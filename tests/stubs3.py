@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+import stubhttp
 
 
 class Store:
@@ -37,12 +38,8 @@ def _plain(headers, content):
     return plain
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(stubhttp.Quiet):
     store: Store
-
-    def log_message(self, *arguments):
-        pass
 
     def answer(self, status, content=b"", **headers):
         self.send_response(status)
@@ -55,15 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def body(self):
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            content = b""
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                content += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        return _plain(self.headers, content)
+        return _plain(self.headers, super().body())
 
     def serve(self):
         parts = urlsplit(self.path)
@@ -163,14 +152,5 @@ class _Handler(BaseHTTPRequestHandler):
 def serving():
     """Serve an empty store; yields it and the address."""
     store = Store()
-    handler = type("Handler", (_Handler,), {"store": store})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield store, f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with stubhttp.serving(_Handler, store=store) as address:
+        yield store, address

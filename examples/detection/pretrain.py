@@ -26,7 +26,8 @@ from transformers import (
     YolosForObjectDetection,
     YolosImageProcessor,
 )
-from transformers.utils import logging
+
+from sweeper.testing.pretraining import begin, descend
 
 MEAN, DEVIATION = 0.15, 0.25  # of the scenes' pixels, in 0..1
 CLASSES = range(5)
@@ -87,20 +88,12 @@ def make_batch(rng: np.random.Generator) -> tuple[torch.Tensor, list[dict[str, t
 def pretrain(model: PreTrainedModel, steps: int, seed: int) -> float:
     """Train in place and return the mean loss of the last steps."""
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
-    losses = []
-    model.train()
-    for _ in range(steps):
+
+    def batch_loss() -> torch.Tensor:
         pixels, targets = make_batch(rng)
-        loss = model(pixel_values=pixels, labels=targets).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(loss.item())
-    return float(np.mean(losses[-20:]))
+        return model(pixel_values=pixels, labels=targets).loss
+
+    return descend(model, batch_loss, steps, learning_rate=1e-3, weight_decay=1e-4, max_grad_norm=0.5)
 
 
 def main() -> None:
@@ -110,10 +103,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--only", choices=["yolos", "detr"], help="pretrain one of them")
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    begin()
     options = {
         "image_mean": [MEAN] * 3,
         "image_std": [DEVIATION] * 3,

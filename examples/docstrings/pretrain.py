@@ -25,12 +25,12 @@ from transformers import (
     DistilBertForMaskedLM,
     PreTrainedModel,
 )
-from transformers.utils import logging
 
 from sweeper import load_study
 from sweeper.data.builtin import read_builtin
 from sweeper.data.prepare import prepare
 from sweeper.tasks.registry import needs
+from sweeper.testing.pretraining import begin, descend
 
 LENGTH = 32
 VOCABULARY = 2048
@@ -65,24 +65,16 @@ def predict(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 def pretrain(model: PreTrainedModel, ids: torch.Tensor, tokenizer: BertTokenizerFast, steps: int) -> float:
     """Train in place on (N, L) token ids; return the mean loss of the last steps."""
     rng = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
-    losses = []
-    model.train()
-    for _ in range(steps):
+
+    def batch_loss() -> torch.Tensor:
         batch = ids[torch.randint(len(ids), (32,), generator=rng)]
         mask = batch != tokenizer.pad_token_id
         chosen = (torch.rand(batch.shape, generator=rng) < MASKED) & mask
         inputs = batch.masked_fill(chosen, tokenizer.mask_token_id)
         hidden = model.base_model(input_ids=inputs, attention_mask=mask.long()).last_hidden_state
-        loss = torch.nn.functional.cross_entropy(predict(model, hidden[chosen]), batch[chosen])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(loss.item())
-    return sum(losses[-20:]) / 20
+        return torch.nn.functional.cross_entropy(predict(model, hidden[chosen]), batch[chosen])
+
+    return descend(model, batch_loss, steps, learning_rate=1e-3)
 
 
 def of_study(path: Path) -> tuple[list[str], dict[str, Path]]:
@@ -104,10 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--text", help="FILE.csv:COLUMN to use in the place of docstrings")
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    begin()
     places = {name: arguments.output / name for name in ("bert", "distilbert")}
     if arguments.study:
         texts, places = of_study(arguments.study)

@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging
 
 from sweeper.data.builtin import read_builtin
+from sweeper.testing.pretraining import begin, descend
 
 END = "<end>"
 VOCABULARY, POSITIONS = 1024, 256
@@ -58,21 +58,13 @@ def make_models(vocabulary: int) -> dict[str, PreTrainedModel]:
 def pretrain(model: PreTrainedModel, stream: torch.Tensor, steps: int) -> float:
     """Train in place on windows of one long text (T,) of token ids; return the mean loss of the last steps."""
     rng = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    losses = []
-    model.train()
-    for _ in range(steps):
+
+    def batch_loss() -> torch.Tensor:
         starts = torch.randint(len(stream) - 64, (16,), generator=rng)
         ids = stream[starts[:, None] + torch.arange(64)]
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(loss.item())
-    return sum(losses[-20:]) / len(losses[-20:])
+        return model(input_ids=ids, labels=ids).loss
+
+    return descend(model, batch_loss, steps, learning_rate=2e-3)
 
 
 def main() -> None:
@@ -81,10 +73,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "checkpoints")
     parser.add_argument("--steps", type=int, default=600)
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    begin()
     texts = read_builtin("docstrings?per_class=1000").column("text").to_pylist()
     tokenizer = train_tokenizer(texts)
     stream = torch.tensor([token for ids in tokenizer(texts)["input_ids"] for token in [*ids, 0]])

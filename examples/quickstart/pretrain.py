@@ -11,6 +11,7 @@ only the digit transfers badly (a network may throw away all else); the rotation
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
-from transformers.utils import logging
+
+from sweeper.testing.pretraining import begin, descend
 
 SIDE = 16  # pixels: the digits have 8 x 8
 MEAN, DEVIATION = 0.3, 0.35  # of the digits' pixels, in 0..1
@@ -83,20 +85,17 @@ def pretrain(model: PreTrainedModel, steps: int, seed: int) -> float:
     mine = labels < 5
     pixels, digits = upright(images[mine]), torch.as_tensor(labels[mine])
     rng = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     right = []
-    model.train()
-    for _ in range(steps):
+
+    def batch_loss() -> torch.Tensor:
         rows = torch.randint(len(pixels), (128,), generator=rng)
         turns = torch.randint(4, (128,), generator=rng)
         targets = digits[rows] * 4 + turns
         logits = model(pixel_values=disturbed(pixels[rows], turns, rng)).logits
-        torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
         right.append((logits.argmax(-1) == targets).float().mean().item())
+        return torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
+
+    descend(model, batch_loss, steps, learning_rate=2e-3, weight_decay=0.05, max_grad_norm=math.inf)
     return float(np.mean(right[-20:]))
 
 
@@ -106,10 +105,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "checkpoints")
     parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    begin()
     processor = ViTImageProcessor(
         size={"height": SIDE, "width": SIDE}, image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3
     )

@@ -12,16 +12,16 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
-from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docstrings"))
 import pretrain as masked
+
+from sweeper.testing.pretraining import begin
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -41,10 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    begin()
     sys.path.insert(0, str(Path(__file__).parent))  # where the study's task is found
     texts, places = masked.of_study(Path(__file__).parent / "study.yaml")
     tokenizer = make_tokenizer(texts)

@@ -33,23 +33,12 @@ class Fails:
         raise self.error
 
 
-class Remembers(lanework.Worker):
-    """A worker that remembers what it was told."""
-
-    def __init__(self):
-        self.told = []
-
-    def handle(self, command):
-        self.told.append(command)
-        return super().handle(command)
-
-
 class Lane:
     """The workers of one lane, as coroutines."""
 
     def __init__(self, exchange, name, *nodes, workers=None):
         self.exchange, self.name, self.nodes = exchange, name, nodes
-        self.workers = workers or [Remembers() for _ in nodes]
+        self.workers = workers or [lanework.Remembers() for _ in nodes]
         self.tasks = []
 
     async def stand(self):

@@ -29,24 +29,13 @@ class Handle:
         return type("Method", (), {"remote": staticmethod(remote)})
 
 
-class Remembers(lanework.Worker):
-    """A worker that remembers what it was told."""
-
-    def __init__(self):
-        self.told = []
-
-    def handle(self, command):
-        self.told.append(command)
-        return super().handle(command)
-
-
 @pytest.fixture
 def exchange(monkeypatch):
     """The exchange as actors see it, with one lane; and that lane's worker."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    handle, worker = Handle(Exchange(), loop), Remembers()
+    handle, worker = Handle(Exchange(), loop), lanework.Remembers()
 
     async def serve():
         await handle.exchange.join("lane", 0, 1, Joining(actor=None, node="node"))
