@@ -19,7 +19,7 @@ from machine import facts
 from sweeper import load_study
 from sweeper.core.selection import best_measurement
 from sweeper.core.trial import TrialSpec
-from sweeper.data.prepare import load_prepared
+from sweeper.data.prepare import load_prepared, retention_folder
 from sweeper.models.load import load
 from sweeper.train.loop import TrainData, train
 from sweeper.train.options import TrainOptions
@@ -46,18 +46,15 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     spec = load_study(options.study, [f"task.data.max_train_examples={options.examples}"])
-    asked = spec.task.retention
-    assert asked is not None, "the study names no task.retention"
+    assert spec.task.retention is not None, "the study names no task.retention"
     chosen = {name: SCHEDULES[name] for name in options.schedule or SCHEDULES}
     with provisional(spec) as study:
-        other = load_prepared(study.data.folder / "retention")
+        other = load_prepared(retention_folder(study.data.folder))
         for entry in spec.models:
             if options.models and entry.name not in options.models.split(","):
                 continue
             model = load(entry, study.task.head)
-            kind = "image" if model.module.main_input_name == "pixel_values" else "text"
-            test = other.open_test()[: asked.max_examples]
-            data = ProbeData(objective=asked.objective, kind=kind, train=other.train(), test=test)
+            data = ProbeData.of(spec, other, model)
             splits = {
                 split: study.task.open(study.task.encode(table, model.preprocessor), model.preprocessor)
                 for split, table in (("train", study.data.train()), ("validation", study.data.validation()))

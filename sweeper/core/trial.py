@@ -25,6 +25,11 @@ class TrialState(StrEnum):
         """Whether the trial has ended."""
         return self not in (TrialState.WAITING, TrialState.RUNNING)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the trial ended without having trained as it was asked to."""
+        return self in (TrialState.FAIL, TrialState.INFEASIBLE)
+
 
 class TrialKind(StrEnum):
     """What a trial is for."""

@@ -99,6 +99,11 @@ def load_prepared(folder: Path) -> PreparedData:
     )
 
 
+def retention_folder(folder: Path) -> Path:
+    """Return where the set that may be forgotten is prepared, beside a study's own data in ``folder``."""
+    return folder / "retention"
+
+
 def prepare(
     spec: TaskSpec,
     *,

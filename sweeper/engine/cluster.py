@@ -130,9 +130,11 @@ def worker_resources(
     """
     if not isinstance(asked, str):
         return dict(asked)
-    live = sum(node.get("GPU", 0) for node in _live_nodes(labels or {}))
-    possible = sum(resources.get("GPU", 0) * most for resources, most in _node_groups())
-    return {"CPU": 1.0, "GPU": 1.0} if max(live, possible) >= num_workers else {"CPU": 1.0}
+    nodes = _live_nodes(labels or {})
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    if not (labels and nodes):  # an autoscaler's node types have no labels here: nodes that have them know better
+        gpus = max(gpus, sum(resources.get("GPU", 0) * most for resources, most in _node_groups()))
+    return {"CPU": 1.0, "GPU": 1.0} if gpus >= num_workers else {"CPU": 1.0}
 
 
 def capacity(shape: LaneShape) -> Capacity:

@@ -30,7 +30,7 @@ class _Lane:
 
     ``group`` says which trials it takes. ``holder``: the trial that borrowed it, and a name for this time. ``leaving``:
     one of the nodes is to be taken back, so the lane ends when the epoch under way has. ``retired``: it was told to
-    end.
+    end, or killed.
     """
 
     world_size: int
@@ -83,6 +83,7 @@ class Exchange:
         self._groups: dict[str, Any] = {}
         self._dismissed = False
         self._clearing: dict[str, asyncio.Task[None]] = {}
+        self._run = 0  # Tune runs that ended badly so far
 
     # -- lanes ---------------------------------------------------------------------------------------------
 
@@ -132,9 +133,18 @@ class Exchange:
                 return
 
     async def acquire(self, group: str = "") -> str:
-        """Borrow a free lane of a group; waits until there is one."""
+        """Borrow a free lane of a group; waits until there is one.
+
+        Raises
+        ------
+        LookupError
+            When the run of whoever waits has ended badly: a dead actor must not take a lane from a living one.
+        """
+        run = self._run
         async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._free_of(group)))
+            await self._changed.wait_for(lambda: self._run != run or bool(self._free_of(group)))
+            if self._run != run:
+                raise LookupError("the run of this actor has ended")
             lane = self._free_of(group)[0]
             self._free.remove(lane)
             return lane
@@ -211,10 +221,11 @@ class Exchange:
         del self._clearing[lane]
         await self._give_back(lane)
 
-    async def bury(self, lane: str, reason: str) -> tuple[Any, int]:
+    async def bury(self, lane: str, reason: str) -> tuple[Any, int, bool]:
         """Forget a dead lane and tell whoever waits for it, and why it died.
 
-        Returns its placement group (or None) and how many commands it had answered.
+        Returns its placement group (or None), how many commands it had answered, and whether it was leaving a node that
+        is to be taken back.
         """
         entry = self._lanes.pop(lane, None)
         async with self._changed:
@@ -222,11 +233,13 @@ class Exchange:
                 self._free.remove(lane)
         if entry is not None:
             entry.answer(Dead(f"the lane's worker group died: {reason}"))
-        return self._groups.pop(lane, None), entry.num_answers if entry is not None else 0
+        group = self._groups.pop(lane, None)
+        return (group, 0, False) if entry is None else (group, entry.num_answers, entry.leaving)
 
     async def reclaim(self) -> None:
         """Free every lane: after a Tune run whose actors may have died while they held some."""
         async with self._changed:
+            self._run += 1
             self._arrived.clear()
             whole = {lane: entry for lane, entry in self._lanes.items() if entry.is_whole and not entry.retired}
             for entry in whole.values():
@@ -268,9 +281,9 @@ class Exchange:
             self._lanes[lane].end()
         return len(going)
 
-    async def num_lanes(self) -> int:
-        """Return how many lanes are whole."""
-        return sum(entry.is_whole for entry in self._lanes.values())
+    async def num_lanes(self, group: str | None = None) -> int:
+        """Return how many lanes are whole, of one group or of all."""
+        return sum(entry.is_whole and group in (None, entry.group) for entry in self._lanes.values())
 
     async def dismiss(self) -> None:
         """Tell every worker of every lane to end, those included that join later: they waited for a node."""
@@ -284,8 +297,10 @@ class Exchange:
     def _kill(self, lane: str) -> None:
         """End the workers of a lane that cannot be trusted; its ``fit()`` then raises and the driver restarts it."""
         entry = self._lanes.get(lane)
-        for member in entry.members.values() if entry else ():
-            ray.kill(member)
+        if entry is not None:
+            entry.retired = True  # nobody gets it any more, though its end takes Ray a moment
+            for member in entry.members.values():
+                ray.kill(member)
 
 
 def _ends_lane(reply: Reply) -> bool:

@@ -87,12 +87,20 @@ class LaneGroup:
         Called in every worker process; pickled with cloudpickle.
     name:
         Which lanes they are; ``""`` where all are equal.
+    elastic:
+        Whether even the first of them waits until the cluster's autoscaler has added a node.
     """
 
     shape: LaneShape
     count: int
     make_worker: Callable[[], LaneWorker]
     name: str = ""
+    elastic: bool = False
+
+    @property
+    def patience_seconds(self) -> float:
+        """Within which a first lane must stand."""
+        return UPSCALING_SECONDS if self.elastic else START_SECONDS
 
 
 def _serve(config: dict[str, Any]) -> None:
@@ -190,17 +198,10 @@ class Lanes:
         Folder for Ray Train's own files.
     group_of:
         The group that serves a model, by the model's name; those left out are served by the group ``""``.
-    elastic:
-        Whether even the first lane waits until the cluster's autoscaler has added a node.
     """
 
     def __init__(
-        self,
-        groups: Sequence[LaneGroup],
-        scratch: Path,
-        *,
-        group_of: Mapping[str, str] | None = None,
-        elastic: bool = False,
+        self, groups: Sequence[LaneGroup], scratch: Path, *, group_of: Mapping[str, str] | None = None
     ) -> None:
         self.counts = {group.name: group.count for group in groups}
         self.group_of = dict(group_of or {})
@@ -212,9 +213,8 @@ class Lanes:
         self._scratch = scratch
         self._closing = threading.Event()
         self._given_up: str | None = None
-        self._stood = False
-        self._patience_seconds = UPSCALING_SECONDS if elastic else START_SECONDS
-        self._deadline = time.monotonic() + self._patience_seconds
+        self._awaited = list(groups)  # of which no lane has stood yet
+        self._began = time.monotonic()
         self._exchange: Any = None
         self._threads: list[threading.Thread] = []
 
@@ -252,10 +252,12 @@ class Lanes:
     @property
     def failure(self) -> str | None:
         """Why the pool gave up on its lanes, or None while all is well."""
-        if not self._stood and self._given_up is None:
-            self._stood = bool(self._ask("num_lanes"))
-            if not self._stood and self._given_up is None and time.monotonic() > self._deadline:
-                self._given_up = f"no lane started within {self._patience_seconds:g} s"
+        if self._given_up is None:
+            self._awaited = [group for group in self._awaited if not self._ask("num_lanes", group.name)]
+            for group in self._awaited:
+                if time.monotonic() - self._began > group.patience_seconds and self._given_up is None:
+                    where = f" on nodes with labels {group.name}" if group.name else ""
+                    self._given_up = f"no lane started within {group.patience_seconds:g} s{where}"
         return self._given_up
 
     def wait_ready(self) -> None:
@@ -269,7 +271,7 @@ class Lanes:
         while True:
             if failure := self.failure:
                 raise RunFailedError(failure)
-            if self._stood:
+            if len(self._awaited) < len(self.groups):
                 return
             time.sleep(0.05)
 
@@ -315,11 +317,13 @@ class Lanes:
             buried = self._ask("bury", lane, reason)
             if buried is None:
                 return
-            group, num_answers = buried
+            group, num_answers, was_leaving = buried
             if group is not None:
                 ray.util.remove_placement_group(group)
             if self._closing.is_set() or self._leaves(of.name):
                 return
+            if was_leaving:  # its node is taken back: no fault, and no sign of one
+                continue
             in_a_row = 1 if num_answers else in_a_row + 1
             self.restarts.append(reason)
             logger.warning("a lane ended (%s); it starts anew", reason)

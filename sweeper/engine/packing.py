@@ -7,6 +7,7 @@ and each lane is then kept to its share: a lane that needs more halves its micro
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import ray
 
 from sweeper.core.space import Categorical, Params, SearchSpace
+from sweeper.engine.lanes import UPSCALING_SECONDS
 from sweeper.engine.worker_config import WorkerConfig
 
 logger = logging.getLogger("sweeper")
 
 MARGIN = 1.25  # batches of other shapes leave gaps between blocks, and libraries take workspaces as they need them
 RESERVE = 0.05  # of the device, for what no process accounts for
+WAIT_SECONDS = 0.5  # between two looks whether a probe is done
 MOST_LANES = 100  # shares below a hundredth are of no use to Ray or to anyone
 
 
@@ -70,9 +73,15 @@ def _largest(parameter: Any) -> int:
 
 
 def measured_packing(
-    config: WorkerConfig, probes: Mapping[str, Params], resources: Mapping[str, float], labels: Mapping[str, str]
+    config: WorkerConfig,
+    probes: Mapping[str, Params],
+    resources: Mapping[str, float],
+    labels: Mapping[str, str],
+    interrupted: Callable[[], bool],
 ) -> Packing | None:
     """Let a process with a GPU of its own train a step of every model; None where that failed.
+
+    A GPU that others hold is waited for as long as a node that is yet to come, or until ``interrupted``.
 
     Parameters
     ----------
@@ -94,8 +103,15 @@ def measured_packing(
         label_selector=dict(labels) or None,
         max_retries=0,
     )
+    reference = task.remote(config, dict(probes))
+    deadline = time.monotonic() + UPSCALING_SECONDS
     try:
-        packing: Packing = ray.get(task.remote(config, dict(probes)))
+        while not ray.wait([reference], timeout=WAIT_SECONDS)[0]:
+            if interrupted() or time.monotonic() > deadline:
+                ray.cancel(reference, force=True)
+                logger.warning("no GPU was free to measure the memory of a lane: each gets one of its own")
+                return None
+        packing: Packing = ray.get(reference)
     except ray.exceptions.RayError as error:
         text = " ".join(str(error).split())[-200:]
         logger.warning("the memory of a lane could not be measured (%s): each gets a GPU of its own", text)

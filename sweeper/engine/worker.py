@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from sweeper.core.errors import InfeasibleError, TrialError, is_of_storage
+from sweeper.core.errors import TrialError, is_of_storage
 from sweeper.core.trial import Measurement, Segment, TrialKind, TrialSpec
 from sweeper.data.encoded import encoded
-from sweeper.data.prepare import PreparedData, load_prepared
+from sweeper.data.prepare import PreparedData, load_prepared, retention_folder
 from sweeper.engine.messages import Command, Leave, Left, Measured, NextEpoch, Reply, Start, Started, Test, Tested
 from sweeper.engine.worker_config import WorkerConfig
 from sweeper.models.load import Pretrained, load
@@ -29,7 +29,7 @@ from sweeper.tasks.base import Examples, Task
 from sweeper.tasks.registry import make_task
 from sweeper.train.activation_cache import ActivationStore
 from sweeper.train.evaluate import predict
-from sweeper.train.footprint import CudaMemory, DeviceMemory, peak_bytes
+from sweeper.train.footprint import CudaMemory, DeviceMemory, allocator_share, peak_bytes
 from sweeper.train.inference import inference_cost
 from sweeper.train.loop import TrainData, TrainingRun, train
 from sweeper.train.precision import settled_precision
@@ -45,7 +45,7 @@ class TrainingWorker:
     def __init__(self, config: WorkerConfig, began: float) -> None:
         torch.set_num_threads(config.cpus)
         if config.options.device == "cuda" and config.gpu_share < 1:
-            _keep_to(config.gpu_share, CudaMemory())
+            _keep_to(config)
         self._config = config
         self._paths = config.paths.here()
         self._storage = self._paths.storage
@@ -174,26 +174,19 @@ class TrainingWorker:
 
     def _retention(self, model: Pretrained, weights: Path) -> dict[str, Any]:
         """Return what a confirmed run and its checkpoint know of the study's other set; empty where none is named."""
-        asked = self._config.spec.task.retention
-        if asked is None:
+        if self._config.spec.task.retention is None:
             return {}
-        other, task = load_prepared(self._paths.data / "retention"), self._config.spec.task
-        data = ProbeData(
-            objective=asked.objective,
-            kind="image" if model.module.main_input_name == "pixel_values" else "text",
-            train=other.train(),
-            test=other.open_test()[: asked.max_examples],
-            max_length=task.max_length,
-            image_size=task.image_size,
-        )
         name = model.info.name
         try:
+            data = ProbeData.of(self._config.spec, load_prepared(retention_folder(self._paths.data)), model)
             if name not in self._retained:
                 self._retained[name] = retained(model.instantiate(0, {}).to(self._config.options.device), model, data)
             metric, before = self._retained[name]
             _, after = retained(model.load_weights(weights).to(self._config.options.device), model, data)
-        except InfeasibleError as error:
-            logger.warning("%s", error)
+        except Exception as error:  # the test's scores are there already, and must not be lost for a figure beside them
+            if is_of_storage(error):
+                raise
+            logger.warning("forgetting of %s was not measured: %s: %s", name, type(error).__name__, error)
             return {}
         return {"metric": metric, "before": before, "after": after}
 
@@ -279,11 +272,10 @@ class TrainingWorker:
         return self._data.train() if split == "train" else self._data.validation()
 
 
-def _keep_to(share: float, memory: DeviceMemory) -> None:
+def _keep_to(config: WorkerConfig) -> None:
     """Let this process's allocator take no more than its share of the GPU: it runs out before its neighbours do."""
-    torch.zeros(1, device="cuda")  # the context counts too, and is there from the first use on
-    own = share - memory.context_bytes() / memory.total_bytes
-    torch.cuda.set_per_process_memory_fraction(max(0.01, own))
+    total = CudaMemory().total_bytes
+    torch.cuda.set_per_process_memory_fraction(allocator_share(config.gpu_share, config.context_bytes, total))
 
 
 def _rank() -> int:

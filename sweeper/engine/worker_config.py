@@ -30,6 +30,8 @@ class WorkerConfig:
         Threads of this worker.
     gpu_share:
         The worker's share of its GPU, whose memory it then keeps to.
+    context_bytes:
+        Of that share, what its process takes beside the allocator.
     profiled:
         Whether the worker keeps where its time went, see `write_spans`.
     """
@@ -39,6 +41,7 @@ class WorkerConfig:
     options: TrainOptions
     cpus: int
     gpu_share: float = 1.0
+    context_bytes: int = 700 * 2**20  # where no probe measured it: the driver's context and the kernels of torch
     profiled: bool = False
 
     def start(self) -> TrainingWorker:

@@ -72,7 +72,9 @@ def read(module: nn.Module) -> dict[str, Any]:
 
 def merged(module: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the weights ``state`` of an adapted module as those of the plain model, adapters merged into them."""
-    whole = copy.deepcopy(module).to("cpu")
+    device = next(module.parameters()).device
+    whole = copy.deepcopy(module.to("cpu"))  # not a second one on a device that the first may fill
+    module.to(device)
     whole.load_state_dict(state)
     for layer in _layers(whole).values():
         layer.merge()
@@ -91,7 +93,7 @@ def save_adapter(module: Any, state: Mapping[str, torch.Tensor], layout: BlockLa
     layout:
         Of the adapted module.
     base:
-        Name of the checkpoint that they belong to.
+        The checkpoint that they belong to: a folder or a hub id.
     """
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
         return

@@ -22,11 +22,13 @@ _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
 class ModelInfo:
     """What is known of a checkpoint without building the model.
 
-    ``fingerprint`` hashes configuration and weights (SHA-256); ``folder`` is where they lie; ``licence`` comes from
-    the model card, empty where there is none; ``is_safe`` says that the weights are safetensors and not pickled.
+    ``name`` is the study's, ``checkpoint`` the folder or hub id that stands for it there. ``fingerprint`` hashes
+    configuration and weights (SHA-256); ``folder`` is where they lie; ``licence`` comes from the model card, empty
+    where there is none; ``is_safe`` says that the weights are safetensors and not pickled.
     """
 
     name: str
+    checkpoint: str
     model_type: str
     folder: Path
     fingerprint: str
@@ -64,6 +66,7 @@ def inspect(model: ModelSpec) -> ModelInfo:
         digest.update(_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size))
     return ModelInfo(
         name=model.name,
+        checkpoint=model.checkpoint,
         model_type=str(config["model_type"]),
         folder=folder,
         fingerprint=digest.hexdigest(),

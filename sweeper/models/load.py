@@ -136,6 +136,7 @@ def load(model: ModelSpec, head: HeadSpec) -> Pretrained:
                 dtype=torch.float32,
             )
             preprocessor = _preprocessor(model, info, module)
+            _keep_to_positions(preprocessor, module)
     except Exception as error:  # transformers raises whatever the damage leads to
         if isinstance(error, InputError):
             raise
@@ -183,6 +184,16 @@ def _fresh(
         new |= of_head
         notes = (f"{model.name}: the checkpoint's head has other labels; it was replaced",)
     return fresh_modules(new), notes
+
+
+def _keep_to_positions(preprocessor: Any, module: Any) -> None:
+    """Let a tokenizer, whatever it was saved with, cut inputs to the positions that its model has."""
+    most = getattr(module.config, "max_position_embeddings", None)
+    for name, part in module.named_modules():  # RoBERTa's positions begin behind the one for padding
+        if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
+            most = part.num_embeddings - part.padding_idx - 1
+    if isinstance(most, int) and most > 0 and hasattr(preprocessor, "model_max_length"):
+        preprocessor.model_max_length = min(preprocessor.model_max_length, most)
 
 
 def _set_size(processor: Any, side: int) -> None:

@@ -58,6 +58,7 @@ def make_plan(
     data_fingerprint: str,
     weights: Mapping[str, str],
     spaces: Mapping[str, SearchSpace],
+    retention_fingerprint: str | None = None,
     points: Mapping[str, tuple[Params, ...]] | None = None,
     charged: Mapping[str, Any] | None = None,
 ) -> StudyPlan:
@@ -71,6 +72,8 @@ def make_plan(
         The task's metric and direction.
     data_fingerprint:
         Hash of the prepared splits.
+    retention_fingerprint:
+        The same of the set that may be forgotten, where one is asked for.
     weights, spaces, points:
         By model name; ``points`` are first trials after the default.
     charged:
@@ -118,6 +121,8 @@ def make_plan(
         "training": training,
         "confirm": {"seeds": list(seeds), "vary": list(spec.confirm.vary), "delta": spec.confirm.delta},
     }
+    if retention_fingerprint is not None:
+        content["retention_fingerprint"] = retention_fingerprint
     if charged:
         content["warm_start"] = dict(charged)
     return StudyPlan(

@@ -197,7 +197,7 @@ def _ranking(entries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], tuple
 
 
 def _failures(source: Source) -> dict[str, Any]:
-    found = [trial for trial in source.trials if trial["state"] in (TrialState.FAIL, TrialState.INFEASIBLE)]
+    found = [trial for trial in source.trials if TrialState(trial["state"]).has_failed]
     return {"total": len(found), "shown": found[:_MOST_ROWS]} if found else {}
 
 

@@ -76,6 +76,10 @@ class EarlyStopping(Protocol):
         """Repeat an answer of `promote` that the ledger holds."""
         ...
 
+    def ended(self, trial_id: str, *, failed: bool) -> None:
+        """Hear that a trial has ended: it waits no more. One that failed gives its places to others."""
+        ...
+
     def expected_epochs(self, max_epochs: int) -> float:
         """Epochs that a trial trains on average, where all are judged at every rung."""
         ...
@@ -115,6 +119,9 @@ class NoStopping:
     def promoted(self, promotion: Promotion) -> None:
         """Nothing is ever paused."""
         raise AssertionError(f"{promotion} cannot have been paused")
+
+    def ended(self, trial_id: str, *, failed: bool) -> None:
+        """Nobody waits, and nobody takes a place."""
 
     def expected_epochs(self, max_epochs: int) -> float:
         """All of them."""
@@ -209,14 +216,16 @@ class _Rung:
     def __init__(self) -> None:
         self.first: dict[str, Decision] = {}  # by trial: what was decided on arrival
         self.passed: set[str] = set()
-        self._protected = 0  # trials that pass whatever their value
+        self._protected: set[str] = set()  # trials that pass whatever their value
+        self._ended: set[str] = set()
         self._waiting: list[tuple[float, int, str]] = []  # a heap: (loss, arrival, trial), best first
 
     def arrive(self, trial_id: str, loss: float, factor: int, *, protected: bool) -> Decision:
         """Enter a value; a trial that may pass goes on at once."""
         self.first[trial_id] = Decision.PAUSE
         heapq.heappush(self._waiting, (loss, len(self.first), trial_id))
-        self._protected += protected
+        if protected:
+            self._protected.add(trial_id)
         if protected or self.best_waiting(factor) == trial_id:
             self.passed.add(trial_id)
             self.first[trial_id] = Decision.CONTINUE
@@ -224,11 +233,18 @@ class _Rung:
 
     def best_waiting(self, factor: int, *, last: bool = False) -> str | None:
         """Return the best waiting trial, as long as fewer than one in ``factor`` have passed."""
-        while self._waiting and self._waiting[0][2] in self.passed:
+        while self._waiting and (self._waiting[0][2] in self.passed or self._waiting[0][2] in self._ended):
             heapq.heappop(self._waiting)
-        passed = len(self.passed) - self._protected
+        passed = len(self.passed) - sum(trial_id in self.passed for trial_id in self._protected)
         is_free = passed < len(self.first) // factor or (last and not passed)
         return self._waiting[0][2] if self._waiting and is_free else None
+
+    def end(self, trial_id: str, *, failed: bool) -> None:
+        """Let a trial wait no more; one that failed has not passed."""
+        if trial_id in self.first:
+            self._ended.add(trial_id)
+            if failed:
+                self.passed.discard(trial_id)
 
 
 class AshaPromotion:
@@ -278,6 +294,11 @@ class AshaPromotion:
     def promoted(self, promotion: Promotion) -> None:
         """Let a trial pass; see `EarlyStopping`."""
         self._rungs[promotion.epoch].passed.add(promotion.trial_id)
+
+    def ended(self, trial_id: str, *, failed: bool) -> None:
+        """Let a trial wait no more, and another one pass in the place of one that failed; see `EarlyStopping`."""
+        for rung in self._rungs.values():
+            rung.end(trial_id, failed=failed)
 
     def expected_epochs(self, max_epochs: int) -> float:
         """One trial in η passes each rung."""

@@ -99,7 +99,7 @@ class RetentionSpec(_Section):
         description="probe: a logistic regression on the frozen body's features, fitted on one half of the set and "
         "scored on the other; pretraining: the language-model or masked-language perplexity of the input column",
     )
-    max_examples: int = Field(1000, ge=8, description="most examples that fit the probe")
+    max_examples: int = Field(1000, ge=8, description="most examples that fit the probe, and most that are scored")
 
 
 TASKS = (

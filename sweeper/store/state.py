@@ -47,7 +47,8 @@ class StudyState:
         ``("asked" | "paused" | "ended", trial_id, epoch)`` in order: what a searcher was asked and told. ``epoch``
         is that of the pause, else 0.
     course:
-        ``(trial_id, measurement)`` or ``(trial_id, epoch)`` of a promotion, in order: what early stopping saw and did.
+        ``(trial_id, measurement)``, ``(trial_id, epoch)`` of a promotion, or ``(trial_id, state)`` of an end, in order:
+        what early stopping saw and did.
     paused:
         Trials that wait at a rung, with its epoch.
     search_ends:
@@ -67,7 +68,7 @@ class StudyState:
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     attributes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     log: list[tuple[str, str, int]] = field(default_factory=list)
-    course: list[tuple[str, Measurement | int]] = field(default_factory=list)
+    course: list[tuple[str, Measurement | int | TrialState]] = field(default_factory=list)
     paused: dict[str, int] = field(default_factory=dict)
     search_ends: dict[str, str] = field(default_factory=dict)
     freezings: list[list[str]] = field(default_factory=list)
@@ -196,6 +197,7 @@ class StudyState:
             device_seconds=payload["device_seconds"],
             finished_at=event.t,
         )
+        self.course.append((record.spec.trial_id, TrialState(payload["state"])))
         if record.spec.kind is TrialKind.SEARCH:
             self.log.append(("ended", record.spec.trial_id, 0))
 

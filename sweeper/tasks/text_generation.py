@@ -65,18 +65,23 @@ class TextGeneration(Labelled):
         return self._spec.max_new_tokens is not None
 
     def cache_key(self) -> str:
-        """Encoding depends on the length limit only."""
-        return f"generation-1 max_length={self._max_length}"
+        """Encoding depends on the length limit, and on whether prompts are kept for answers of the model's own."""
+        return f"generation-2 max_length={self._max_length} writes={self.writes}"
 
     def encode(self, table: pa.Table, preprocessor: Any) -> pa.Table:
-        """Tokenise prompts and answers, and join them."""
+        """Tokenise prompts and answers, and join them.
+
+        Where the model writes answers itself, prompts stand alone too: how much of one it is shown must not depend on
+        the length of the answer that is asked for.
+        """
         limit = min(self._max_length, preprocessor.model_max_length)
         end = [] if preprocessor.eos_token_id is None else [preprocessor.eos_token_id]
-        rows, starts = [], []
+        rows, starts, alone = [], [], []
         answers = table.column("label").to_pylist()
         for prompt, answer in zip(table.column("text").to_pylist(), answers, strict=True):
             asked = _prompt(prompt, preprocessor)
             given = preprocessor(answer, add_special_tokens=False)["input_ids"][: limit - 1 - len(end)] + end
+            alone.append(asked[-limit:])
             asked = asked[max(0, len(asked) + len(given) - limit) :]
             rows.append(asked + given)
             starts.append(len(asked))
@@ -86,6 +91,8 @@ class TextGeneration(Labelled):
             "input_ids": pa.array(rows, pa.list_(pa.int32())),
             "answer_start": pa.array(starts, pa.int32()),
         }
+        if self.writes:
+            columns["prompt_ids"] = pa.array(alone, pa.list_(pa.int32()))
         return pa.table(columns)
 
     def open(self, encoded: pa.Table, preprocessor: Any) -> AnswerExamples:
@@ -175,6 +182,7 @@ class AnswerExamples(NamedTargets):
         self._pad, self._max_length = pad_token_id, max_length
         self._offsets, self._values = ragged(table, "input_ids")
         self._starts = table.column("answer_start").to_numpy()
+        self._prompts = ragged(table, "prompt_ids") if "prompt_ids" in table.column_names else None
         super().__init__(table, np.asarray(table.column("label").to_pylist()))
 
     @property
@@ -200,11 +208,13 @@ class AnswerExamples(NamedTargets):
         """Gather the ends of B prompts, at most ``longest`` tokens of each, padded on the left: (B, L) int64."""
         import torch
 
-        starts = self._starts[indices].astype(np.int64)
-        lengths = np.minimum(starts, longest)
-        width = max(1, min(bucket(int(lengths.max()), self._max_length), longest))
+        assert self._prompts is not None, "asked of a task that writes nothing"
+        offsets, values = self._prompts
+        ends = offsets[indices + 1].astype(np.int64)
+        lengths = np.minimum(ends - offsets[indices], longest)
+        width = max(1, bucket(int(lengths.max()), longest))
         at = np.arange(width) - width + lengths[:, None]  # below 0: padding
         tokens = np.full(at.shape, self._pad, dtype=np.int64)
-        first = self._offsets[indices] + starts - lengths
-        tokens[at >= 0] = self._values[(first[:, None] + at)[at >= 0]]
+        first = ends - lengths
+        tokens[at >= 0] = values[(first[:, None] + at)[at >= 0]]
         return {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy((at >= 0).astype(np.int64))}

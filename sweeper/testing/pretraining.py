@@ -13,8 +13,8 @@ SETTLED = 20  # last steps whose mean loss is reported
 
 def begin() -> None:
     """One thread, a fixed seed, and no talk from transformers."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
@@ -47,7 +47,7 @@ def descend(
     model.train()
     for _ in range(steps):
         loss = batch_loss()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -88,7 +88,7 @@ class MlflowTracker:
         if state.is_final:
             numbers = {f"summary/{k}": float(v) for k, v in summary.items() if isinstance(v, int | float)}
             self._bring(run, {0: numbers}, {}, {"sweeper.state": state.value, "sweeper.reason": trial.record.reason})
-            bad = state in (TrialState.FAIL, TrialState.INFEASIBLE)
+            bad = state.has_failed
             self._client.set_terminated(run, "FAILED" if bad else "FINISHED")
 
     def update_study(self, report: StudyReport) -> None:

@@ -81,7 +81,7 @@ class RunContent:
 def trial_content(study: StudyInfo, trial: TrackedTrial, options: WandbOptions) -> RunContent:
     """Return what a trial's run holds by now."""
     spec, state = trial.record.spec, trial.record.state
-    bad = not state.is_final or state in (TrialState.FAIL, TrialState.INFEASIBLE)
+    bad = not state.is_final or state.has_failed
     configuration = _configuration(study, trial)
     return RunContent(
         run_id=study.run_id(spec.trial_id),

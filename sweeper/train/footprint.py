@@ -60,6 +60,11 @@ class CudaMemory:
         return max(0, int(total - free) - int(torch.cuda.memory_reserved()))
 
 
+def allocator_share(share: float, context_bytes: int, total_bytes: int) -> float:
+    """Return the part of a device that a process's allocator may hold, where the process may take ``share`` of it."""
+    return max(0.01, share - context_bytes / total_bytes)
+
+
 class _Longest:
     """The ``count`` longest examples of a split; see `sweeper.tasks.base.Examples`."""
 

@@ -279,7 +279,9 @@ class TrainingRun(Iterator[Measurement]):
         assert self._best, "no epoch has been measured yet"
         state = self._best
         if self._settings.lora is not None:
-            adapters.save_adapter(self._module, state, self._layout, self._model.info.name, folder / adapters.FOLDER)
+            adapters.save_adapter(
+                self._module, state, self._layout, self._model.info.checkpoint, folder / adapters.FOLDER
+            )
             state = adapters.merged(self._module, state)
         self._model.save(state, folder)
         write_threshold(folder, self._threshold)

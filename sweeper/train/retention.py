@@ -16,7 +16,10 @@ import transformers
 from numpy.typing import NDArray
 
 from sweeper.core.errors import InfeasibleError
+from sweeper.data.prepare import PreparedData
+from sweeper.data.splits import subset
 from sweeper.models.load import Pretrained
+from sweeper.spec.study import StudySpec
 from sweeper.tasks.base import Examples
 from sweeper.tasks.images import ImageInputs
 from sweeper.tasks.text import TextInputs
@@ -27,6 +30,7 @@ METRICS = {
     "masked": ("masked_perplexity", "minimize"),
 }
 _BATCH = 32
+_BATCH_OF_LOGITS = 8  # over the whole vocabulary
 _MASKED = 0.15  # of the tokens, as BERT was pretrained
 _HIGHEST = 50.0  # of a mean cross entropy
 
@@ -35,7 +39,8 @@ _HIGHEST = 50.0  # of a mean cross entropy
 class ProbeData:
     """The other set as tables with ``text`` or ``image``, and ``label`` where it is a labelled one.
 
-    ``train`` fits the probe, ``test`` is scored; ``max_length`` and ``image_size`` are the study's.
+    ``train`` fits the probe, ``test`` is scored: at most as many rows, alike in their classes. ``max_length`` and
+    ``image_size`` are the study's.
     """
 
     objective: str
@@ -44,6 +49,23 @@ class ProbeData:
     test: pa.Table
     max_length: int | None = None
     image_size: int | None = None
+
+    @classmethod
+    def of(cls, spec: StudySpec, prepared: PreparedData, model: Pretrained) -> ProbeData:
+        """Take the set that a study names, from where `sweeper.data.prepare.retention_folder` is."""
+        asked = spec.task.retention
+        assert asked is not None, "asked for a study without it"
+        scored = prepared.open_test()
+        is_probe = asked.objective == "probe"
+        labels = scored.column("label").to_numpy() if is_probe else np.zeros(len(scored), dtype=np.int64)
+        return cls(
+            objective=asked.objective,
+            kind="image" if model.module.main_input_name == "pixel_values" else "text",
+            train=prepared.train(),
+            test=scored.take(pa.array(subset(labels, asked.max_examples, spec.seed))),
+            max_length=spec.task.max_length,
+            image_size=spec.task.image_size,
+        )
 
 
 def retained(module: Any, model: Pretrained, data: ProbeData) -> tuple[str, float]:
@@ -77,9 +99,9 @@ def _open(table: pa.Table, model: Pretrained, data: ProbeData) -> Examples:
     return inputs.open(inputs.encode(table, model.preprocessor), model.preprocessor, 0)
 
 
-def _batches(examples: Examples) -> list[NDArray[np.int64]]:
+def _batches(examples: Examples, size: int) -> list[NDArray[np.int64]]:
     order = np.argsort(examples.lengths, kind="stable")
-    return [order[at : at + _BATCH] for at in range(0, len(order), _BATCH)]
+    return [order[at : at + size] for at in range(0, len(order), size)]
 
 
 def _probe(module: Any, train: Examples, test: Examples) -> float:
@@ -97,7 +119,7 @@ def _features(module: Any, examples: Examples) -> NDArray[np.float32]:
     body = getattr(module, module.base_model_prefix)
     device = next(module.parameters()).device
     found: list[NDArray[np.float32]] = []
-    batches = _batches(examples)
+    batches = _batches(examples, _BATCH)
     for rows in batches:
         inputs = {name: tensor.to(device) for name, tensor in examples.batch(rows).inputs.items()}
         with torch.no_grad():
@@ -118,7 +140,7 @@ def _perplexity(module: Any, examples: Examples, masking: Any) -> float:
     """Return exp of the mean cross entropy: of every next token, or with a tokenizer of tokens that it masks."""
     device = next(module.parameters()).device
     loss, count = 0.0, 0
-    for number, rows in enumerate(_batches(examples)):
+    for number, rows in enumerate(_batches(examples, _BATCH_OF_LOGITS)):
         inputs = {name: tensor.to(device) for name, tensor in examples.batch(rows).inputs.items()}
         wanted = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
         if masking is not None:
@@ -149,5 +171,8 @@ def _with_own_head(module: Any, model: Pretrained) -> Any:
         raise InfeasibleError(f"task.retention: the checkpoint {model.info.name} holds no head of its pretraining")
     body = getattr(module, module.base_model_prefix).state_dict()
     own = getattr(whole, whole.base_model_prefix)
-    own.load_state_dict({name: tensor for name, tensor in body.items() if name in own.state_dict()}, strict=False)
+    known = {name: tensor for name, tensor in body.items() if name in own.state_dict()}
+    missing = own.load_state_dict(known, strict=False).missing_keys
+    if [name for name in missing if "pooler" not in name]:
+        raise InfeasibleError(f"task.retention: the body of {model.info.name} does not fit under its own head")
     return whole.to(next(module.parameters()).device).eval()

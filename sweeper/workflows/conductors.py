@@ -157,7 +157,7 @@ class _Tally:
     def end(self, record: TrialRecord) -> None:
         """Count a trial that ended."""
         self.ended += 1
-        if record.state in (TrialState.FAIL, TrialState.INFEASIBLE):
+        if record.state.has_failed:
             self.failures.append(record.reason)
 
 
@@ -293,6 +293,7 @@ class SearchConductor(_Conductor):
         record = self._book.ended(trial.trial_id, state, reason, trace)
         self._tallies[trial.model].end(record)
         self._searches[trial.model].tell(record)
+        self._stoppings[trial.model].ended(trial.trial_id, failed=record.state.has_failed)
 
     # -- limits --------------------------------------------------------------------------------------------
 
@@ -373,6 +374,8 @@ def resumed_search(
         if trial.kind is TrialKind.SEARCH:
             if isinstance(step, Measurement):
                 _decide(stoppings[trial.model], book, trial, step)
+            elif isinstance(step, TrialState):
+                stoppings[trial.model].ended(trial_id, failed=step.has_failed)
             else:
                 stoppings[trial.model].promoted(Promotion(trial_id, step))
     spent = book.state.spent_seconds

@@ -148,7 +148,7 @@ def _on_ray(
     record_precision(study.paths)  # of an earlier session that was killed
     left = partial(work_left, study.plan, book.state)
     is_shared = study.spec.cluster.address is not None
-    with study_lanes(study, left() if is_shared else None, profiled=profiled) as lanes:
+    with study_lanes(study, left() if is_shared else None, interrupted, profiled=profiled) as lanes:
         # Lanes come up while Tune starts its actors, which then wait for them.
         room = lanes.has_room if lanes.group_of else None
         conductor = Sequel(phases(study, book, interrupted, lanes.count, progress.phase, room))
@@ -167,7 +167,13 @@ def _on_ray(
         raise StopRequested("stopped on request; all finished work is kept")
 
 
-def study_lanes(study: Study, work: Mapping[str, int] | None = None, *, profiled: bool = False) -> Lanes:
+def study_lanes(
+    study: Study,
+    work: Mapping[str, int] | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+    *,
+    profiled: bool = False,
+) -> Lanes:
     """Return the lanes of a study, to be entered: as many as it wants and as fit the cluster that is connected.
 
     Models that ask for the same nodes share a group of lanes.
@@ -176,6 +182,8 @@ def study_lanes(study: Study, work: Mapping[str, int] | None = None, *, profiled
     ----------
     work:
         Trials that are left, by model, where others may use the cluster too.
+    interrupted:
+        Whether the run was asked to stop: a probe of memory then is not waited for.
     profiled:
         Whether the lanes keep where their time went.
     """
@@ -187,24 +195,30 @@ def study_lanes(study: Study, work: Mapping[str, int] | None = None, *, profiled
     models: dict[str, list[str]] = {}
     for name, group in group_of.items():
         models.setdefault(group, []).append(name)
-    shapes = {group: _lane_shape(study, names, asked[names[0]]) for group, names in models.items()}
+    found = {group: _lane_shape(study, names, asked[names[0]], interrupted) for group, names in models.items()}
+    shapes = {group: shape for group, (shape, _) in found.items()}
     left = {group: sum(work[name] for name in names) for group, names in models.items()} if work is not None else None
     counts = lane_counts(shapes, study.spec.search.max_concurrent_trials, left)
     groups = [
         LaneGroup(
             shape=shape,
             count=counts[name],
-            make_worker=_worker_config(study, shape, profiled=profiled).start,
+            make_worker=_worker_config(study, shape, context_bytes, profiled=profiled).start,
             name=name,
+            elastic=not capacity(shape).now,
         )
-        for name, shape in shapes.items()
+        for name, (shape, context_bytes) in found.items()
     ]
-    elastic = not any(capacity(shape).now for shape in shapes.values())
-    return Lanes(groups, study.paths.scratch, group_of=group_of if len(groups) > 1 else {}, elastic=elastic)
+    return Lanes(groups, study.paths.scratch, group_of=group_of if len(groups) > 1 else {})
 
 
-def _lane_shape(study: Study, models: Sequence[str], labels: Mapping[str, str]) -> LaneShape:
-    """Return the shape of the lanes of some models, a GPU's share measured where it is asked to be."""
+def _lane_shape(
+    study: Study, models: Sequence[str], labels: Mapping[str, str], interrupted: Callable[[], bool]
+) -> tuple[LaneShape, int | None]:
+    """Return the shape of the lanes of some models, a GPU's share measured where it is asked to be.
+
+    With it what a process takes of a GPU beside its allocator, where that was measured.
+    """
     training = study.spec.training
     asked = training.resources_per_worker if training.resources_per_worker == "auto" else training.fixed_resources
     shape = LaneShape(
@@ -214,19 +228,23 @@ def _lane_shape(study: Study, models: Sequence[str], labels: Mapping[str, str]) 
         placement=training.placement.upper(),
     )
     if not training.is_packed:
-        return replace(shape, resources_per_worker=worker_resources(asked, training.num_workers, labels))
+        return replace(shape, resources_per_worker=worker_resources(asked, training.num_workers, labels)), None
     whole = replace(shape, resources_per_worker={**training.fixed_resources, "GPU": 1.0})
     lane_count(whole, "auto")  # a probe without a node for it would wait for ever
     probes = {name: hungriest(study.spaces[name]) for name in models}
-    packing = measured_packing(_worker_config(study, whole), probes, whole.resources_per_worker, labels)
+    packing = measured_packing(_worker_config(study, whole), probes, whole.resources_per_worker, labels, interrupted)
     if packing is None:
-        return whole
+        return whole, None
     logger.info("%d lanes share a GPU: %s", packing.lanes, packing)
     record_packing(study.paths, packing.lanes, packing.peaks)
-    return replace(shape, resources_per_worker={**training.fixed_resources, "GPU": packing.share})
+    packed = replace(shape, resources_per_worker={**training.fixed_resources, "GPU": packing.share})
+    return packed, packing.context_bytes
 
 
-def _worker_config(study: Study, shape: LaneShape, *, profiled: bool = False) -> WorkerConfig:
+def _worker_config(
+    study: Study, shape: LaneShape, context_bytes: int | None = None, *, profiled: bool = False
+) -> WorkerConfig:
+    measured = {} if context_bytes is None else {"context_bytes": context_bytes}
     return WorkerConfig(
         spec=study.spec,
         paths=study.paths,
@@ -234,6 +252,7 @@ def _worker_config(study: Study, shape: LaneShape, *, profiled: bool = False) ->
         cpus=max(1, int(shape.resources_per_worker.get("CPU", 1))),
         gpu_share=min(1.0, shape.resources_per_worker.get("GPU", 1.0)),
         profiled=profiled,
+        **measured,
     )
 
 

@@ -71,7 +71,7 @@ class Progress:
         """Refresh after an event; retries and failures are told at once."""
         if event["kind"] == "retry":
             self.say(f"{event['trial_id']}: goes on elsewhere, {event['reason']}")
-        elif event["kind"] == "trial_ended" and event["state"] in (TrialState.FAIL, TrialState.INFEASIBLE):
+        elif event["kind"] == "trial_ended" and TrialState(event["state"]).has_failed:
             self.say(f"{event['trial_id']}: {event['state']}, {event['reason']}")
         self._show()
 

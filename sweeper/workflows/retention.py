@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.core.errors import InputError, Problem
-from sweeper.data.prepare import prepare
+from sweeper.data.prepare import prepare, retention_folder
 from sweeper.spec.study import DataSpec, StudySpec, TaskSpec
 
 _HALVES = {"validation": 0.05, "test": 0.475}  # the rest fits the probe; validation is not used
@@ -30,8 +30,8 @@ def retention_problems(spec: StudySpec, wanted: Mapping[str, Any]) -> list[Probl
     return []
 
 
-def prepare_retention(spec: StudySpec, folder: Path, kind: str) -> None:
-    """Prepare the other set in a sub-folder of the study's prepared data.
+def prepare_retention(spec: StudySpec, folder: Path, kind: str) -> str:
+    """Prepare the other set in a sub-folder of the study's prepared data, and return its fingerprint.
 
     Raises
     ------
@@ -45,9 +45,9 @@ def prepare_retention(spec: StudySpec, folder: Path, kind: str) -> None:
         columns, target = columns.model_copy(update={"target": columns.input}), "text"
     data = DataSpec(train=asked.data, max_train_examples=asked.max_examples, **_HALVES)
     task = TaskSpec(type=f"{kind}-classification", data=data, columns=columns)
-    home = folder / "retention"
+    home = retention_folder(folder)
     try:
-        prepare(task, kind=kind, seed=spec.seed, folder=home, target=target, own_target=own)  # type: ignore[arg-type]
+        found = prepare(task, kind=kind, seed=spec.seed, folder=home, target=target, own_target=own)  # type: ignore[arg-type]
     except InputError as error:
         raise InputError(
             [
@@ -55,3 +55,4 @@ def prepare_retention(spec: StudySpec, folder: Path, kind: str) -> None:
                 for problem in error.problems
             ]
         ) from None
+    return found.fingerprint

@@ -14,7 +14,7 @@ from typing import Any
 from sweeper.core.errors import InputError, Problem
 from sweeper.core.objective import Objective
 from sweeper.core.space import Categorical, SearchSpace
-from sweeper.data.prepare import PreparedData, load_prepared, prepare
+from sweeper.data.prepare import PreparedData, load_prepared, prepare, retention_folder
 from sweeper.models.checkpoints import ModelInfo, inspect
 from sweeper.plan.plan import StudyPlan, make_plan
 from sweeper.spec.space import load_space, preset_path
@@ -103,14 +103,16 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     data = prepare(spec.task, seed=spec.seed, folder=data_folder, in_memory=in_memory, **wanted)
+    other = None
     if spec.task.retention is not None:
-        prepare_retention(spec, data_folder, str(wanted["kind"]))
+        other = prepare_retention(spec, data_folder, str(wanted["kind"]))
     task = make_task(spec.task, data.facts)
     _refuse_useless(task, spaces)
     plan = make_plan(
         spec,
         objective=task.objective,
         data_fingerprint=data.fingerprint,
+        retention_fingerprint=other,
         weights={name: info.fingerprint for name, info in infos.items()},
         spaces=spaces,
         points=start.points,
@@ -129,7 +131,7 @@ def provisional(spec: StudySpec, in_memory: Mapping[str, Any] | None = None) -> 
 def settle(study: Study) -> Study:
     """Move the prepared data into the result folder, where lanes read it, unless the same lie there."""
     home, storage = study.paths.data, study.paths.storage
-    if not storage.obtain(home) or load_prepared(home).fingerprint != study.data.fingerprint:
+    if not storage.obtain(home) or _fingerprints(home) != _fingerprints(study.data.folder):
         home.parent.mkdir(parents=True, exist_ok=True)
         partial = home.with_name(home.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -138,6 +140,11 @@ def settle(study: Study) -> Study:
         partial.rename(home)
         storage.publish(home)
     return Study(**{**vars(study), "data": load_prepared(home)})
+
+
+def _fingerprints(folder: Path) -> list[str]:
+    """Return those of the prepared data in a folder and, where one is asked for, of the set that may be forgotten."""
+    return [load_prepared(home).fingerprint for home in (folder, retention_folder(folder)) if home.exists()]
 
 
 def _unsupported(spec: StudySpec) -> list[Problem]:

@@ -66,6 +66,13 @@ def shapes(**labels):
     return {name: LaneShape(**needs, node_labels=asked) for name, asked in labels.items()}
 
 
+def test_gpus_of_other_nodes_are_none_for_nodes_with_labels(nodes):
+    nodes([({"CPU": 4}, {"kind": "plain"}), ({"CPU": 4, "GPU": 1}, {})], [({"CPU": 8, "GPU": 8}, 2)])
+    assert worker_resources("auto", 1, {"kind": "plain"}) == {"CPU": 1.0}
+    assert worker_resources("auto", 1, {"kind": "yet to come"}) == {"CPU": 1.0, "GPU": 1.0}
+    assert worker_resources("auto", 1) == {"CPU": 1.0, "GPU": 1.0}
+
+
 def test_models_with_labels_of_their_own_get_lanes_beside_each_other(nodes):
     l4, a100 = {"ray.io/accelerator-type": "L4"}, {"ray.io/accelerator-type": "A100"}
     nodes([({"CPU": 8, "GPU": 4}, l4), ({"CPU": 8, "GPU": 2}, a100)])

@@ -133,6 +133,66 @@ def test_idle_lanes_and_those_of_a_broken_run_end_at_once_on_such_a_node():
     run(scenario)
 
 
+def test_a_lane_that_was_ended_by_force_is_nobodys_any_more(killed):
+    async def scenario():
+        exchange = Exchange()
+        lane = Lane(exchange, "lane", "node", workers=[Hangs()])
+        await lane.stand()
+        lane.tasks[0].cancel()  # its host was cut off
+        assert await exchange.acquire() == "lane"
+        assert isinstance(await exchange.call("lane", NextEpoch(), 0.01), Dead)
+        await exchange.release("lane")
+        await exchange.reclaim()
+        assert not exchange._free
+        assert len(killed) == 1
+
+    run(scenario)
+
+
+def test_an_actor_that_died_while_it_waited_takes_no_lane():
+    async def scenario():
+        exchange = Exchange()
+        orphan = asyncio.create_task(exchange.acquire())
+        await asyncio.sleep(0)
+        await exchange.reclaim()
+        with pytest.raises(LookupError):
+            await orphan
+        waiting = asyncio.create_task(exchange.acquire())
+        await Lane(exchange, "lane", "node").stand()
+        assert await waiting == "lane"
+
+    run(scenario)
+
+
+def test_idle_lanes_that_leave_their_nodes_are_no_deaths(monkeypatch, tmp_path):
+    shape = LaneShape(num_workers=1, resources_per_worker={"CPU": 1})
+    pool = Lanes([LaneGroup(shape=shape, count=1, make_worker=lanework.Worker)], tmp_path)
+    pool._exchange = MagicMock()
+    monkeypatch.setattr(lanes, "START_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(pool, "_run_once", lambda lane, of: "its node went")
+    ends = [(None, 0, True)] * 9 + [(None, 0, False)] * lanes.RESTARTS_IN_A_ROW
+    monkeypatch.setattr(pool, "_ask", lambda method, *_: ends.pop(0) if method == "bury" else 1)
+    pool._keep_alive(pool.groups[0])
+    assert not ends
+    assert len(pool.restarts) == lanes.RESTARTS_IN_A_ROW
+    assert pool.failure == "a lane died 5 times in a row, last: its node went"
+
+
+def test_a_group_of_lanes_that_never_stands_ends_the_wait(monkeypatch, tmp_path):
+    shape = LaneShape(num_workers=1, resources_per_worker={"CPU": 1})
+    groups = [
+        LaneGroup(shape=shape, count=1, make_worker=lanework.Worker, name="zone=a"),
+        LaneGroup(shape=shape, count=1, make_worker=lanework.Worker, name="zone=mistyped", elastic=True),
+    ]
+    pool = Lanes(groups, tmp_path)
+    monkeypatch.setattr(pool, "_ask", lambda method, group: int(group == "zone=a"))
+    pool.wait_ready()
+    pool._began -= lanes.START_SECONDS + 1
+    assert pool.failure is None, "a node that is yet to come takes longer"
+    pool._began -= lanes.UPSCALING_SECONDS
+    assert pool.failure == "no lane started within 1800 s on nodes with labels zone=mistyped"
+
+
 def test_a_trial_hears_why_its_lane_died():
     async def scenario():
         exchange = Exchange()
@@ -140,7 +200,7 @@ def test_a_trial_hears_why_its_lane_died():
         assert await exchange.acquire() == "lane"
         waiting = asyncio.create_task(exchange.call("lane", NextEpoch(), 5))
         await asyncio.sleep(0)
-        assert await exchange.bury("lane", "OutOfMemoryError: low on memory") == ("group", 0)
+        assert await exchange.bury("lane", "OutOfMemoryError: low on memory") == ("group", 0, False)
         assert await waiting == Dead("the lane's worker group died: OutOfMemoryError: low on memory")
 
     run(scenario)

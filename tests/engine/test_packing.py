@@ -15,7 +15,7 @@ from sweeper.engine import packing
 from sweeper.engine.cluster import capacity
 from sweeper.engine.packing import Packing, hungriest, measured_packing
 from sweeper.spec.load import load_study
-from sweeper.train.footprint import peak_bytes
+from sweeper.train.footprint import allocator_share, peak_bytes
 from sweeper.train.options import TrainOptions
 from sweeper.workflows import execute
 
@@ -133,7 +133,7 @@ def test_a_study_gets_the_lanes_that_a_probe_allows(study, monkeypatch):
     monkeypatch.setattr("sweeper.engine.cluster.ray.nodes", lambda: [node])
     asked = {}
 
-    def measured(config, probes, resources, labels):
+    def measured(config, probes, resources, labels, interrupted):
         asked.update(device=config.options.device, share=config.gpu_share, probes=probes, **resources)
         return Packing(peaks={"a": 16 * GB}, context_bytes=GB, total_bytes=80 * GB)
 
@@ -142,27 +142,52 @@ def test_a_study_gets_the_lanes_that_a_probe_allows(study, monkeypatch):
     assert asked == {"device": "cuda", "share": 1.0, "probes": {"a": {"batch_size": 24}}, "CPU": 2, "GPU": 1.0}
     (group,) = lanes.groups
     assert group.shape.resources_per_worker == {"CPU": 2, "GPU": 0.3333}
+    config = group.make_worker.__self__
+    assert (config.gpu_share, config.context_bytes) == (0.3333, GB)
     assert capacity(group.shape).now == lanes.count == 6
     monkeypatch.setattr(execute, "measured_packing", lambda *_: None)
     assert execute.study_lanes(study).count == 2, "a probe that fails costs the packing and nothing else"
 
 
-def test_a_probe_that_dies_is_a_warning(study, monkeypatch, caplog):
-    class Task:
-        def options(self, **_):
-            return self
+@pytest.fixture
+def probe(monkeypatch):
+    """A probe that Ray checks the options of, and then never starts."""
+    asked = {}
+    submitted = lambda self, args, kwargs, **options: asked.update(options) or "reference"  # noqa: E731
+    monkeypatch.setattr("ray.remote_function.RemoteFunction._remote", submitted)
+    monkeypatch.setattr(packing.ray, "wait", lambda references, timeout: ([], references))
+    monkeypatch.setattr(packing.ray, "cancel", lambda reference, force: asked.update(cancelled=reference))
+    return asked
 
-        def remote(self, *_):
-            return "reference"
 
+def test_a_probe_that_dies_is_a_warning(probe, monkeypatch, caplog):
     def dies(_):
         raise packing.ray.exceptions.WorkerCrashedError
 
-    monkeypatch.setattr(packing.ray, "remote", lambda _: Task())
+    monkeypatch.setattr(packing.ray, "wait", lambda references, timeout: (references, []))
     monkeypatch.setattr(packing.ray, "get", dies)
+    resources = {"CPU": 1.0, "GPU": 1.0, "memory": 5e9, "licence": 1.0}
     with caplog.at_level(logging.WARNING):
-        assert measured_packing(None, {}, {"CPU": 1.0, "GPU": 1.0}, {}) is None
+        assert measured_packing(None, {}, resources, {"zone": "a"}, lambda: False) is None
     assert "a GPU of its own" in caplog.text
+    assert (probe["num_gpus"], probe["resources"], probe["label_selector"]) == (1, {"licence": 1.0}, {"zone": "a"})
+
+
+def test_a_probe_is_not_waited_for_when_the_run_is_stopped(probe, monkeypatch, caplog):
+    stops = iter([False, False, True])
+    with caplog.at_level(logging.WARNING):
+        assert measured_packing(None, {}, {"CPU": 1.0, "GPU": 1.0}, {}, lambda: next(stops)) is None
+    assert probe["cancelled"] == "reference"
+    monkeypatch.setattr(packing, "UPSCALING_SECONDS", 0)
+    assert measured_packing(None, {}, {"CPU": 1.0, "GPU": 1.0}, {}, lambda: False) is None, "nor for ever"
+
+
+def test_an_allocator_is_kept_to_its_lanes_share_whatever_the_neighbours_hold():
+    small = Packing(peaks={"a": 4 * GB}, context_bytes=GB // 2, total_bytes=80 * GB)
+    own = allocator_share(small.share, small.context_bytes, small.total_bytes)
+    assert own * small.total_bytes == pytest.approx(80 * GB * small.share - GB / 2)
+    assert own * small.total_bytes > small.peaks["a"] * 1.25
+    assert allocator_share(0.001, GB, 80 * GB) == 0.01
 
 
 def test_a_probe_measures_every_model_and_what_a_process_takes_beside_it():

@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from sweeper.core.errors import InfeasibleError, InputError
@@ -161,6 +163,26 @@ def test_broken_checkpoints_give_one_clear_line(checkpoints, tmp_path):
     blind = copy("blind")
     (blind / "preprocessor_config.json").unlink()
     assert "an image processor" in refused(blind)
+
+
+@pytest.mark.parametrize(
+    ("make", "positions"),
+    [
+        (lambda size: hf.BertForSequenceClassification(hf.BertConfig(max_position_embeddings=40, **size)), 40),
+        (lambda size: hf.RobertaForSequenceClassification(hf.RobertaConfig(max_position_embeddings=42, **size)), 40),
+    ],
+)
+def test_texts_are_cut_to_the_positions_of_the_model_whatever_the_tokenizer_was_saved_with(tmp_path, make, positions):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64, "pad_token_id": 1}
+    make(size).save_pretrained(tmp_path)
+    unlimited = tiny.tokenizer()
+    unlimited.model_max_length = int(1e30)
+    unlimited.save_pretrained(tmp_path)
+    model = load(ModelSpec(name="m", checkpoint=str(tmp_path)), head("bert"))
+    assert model.preprocessor.model_max_length == positions
+    model.module(input_ids=torch.full((1, positions), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model.module(input_ids=torch.full((1, positions + 1), 5))
 
 
 def test_the_fingerprint_follows_the_weights(checkpoints, tmp_path):

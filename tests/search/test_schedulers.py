@@ -19,6 +19,7 @@ from sweeper.spec.study import SchedulerSpec
 
 OBJECTIVE = Objective("acc", "maximize")
 TYPES = ["none", "median", "asha", "asha-promotion", "hyperband"]
+ENDS = (None, None, None, True, False)  # most trials go on; some fail, some end
 
 
 def new(kind, max_epochs=9, grace=0.3):
@@ -84,6 +85,20 @@ def test_a_search_that_ends_lets_the_best_of_each_rung_pass():
     assert asha.promote(last=True) is None
 
 
+def test_a_promoted_trial_that_fails_gives_its_place_to_the_next_and_one_that_ended_is_not_promoted():
+    asha = AshaPromotion(OBJECTIVE, 9, 3, 0.3)
+    asha.decide("default", 3, 0.9, protected=True)
+    for name, value in (("a", 0.5), ("b", 0.4), ("c", 0.3)):
+        asha.decide(name, 3, value)
+    assert asha.promote() == Promotion("a", 3)
+    assert asha.promote(last=True) is None
+    asha.ended("a", failed=True)
+    asha.ended("b", failed=False)  # a limit ended it while it waited
+    assert asha.promote(last=True) == Promotion("c", 3)
+    asha.ended("default", failed=True)
+    assert asha.promote(last=True) is None
+
+
 def test_the_median_rule_stops_what_is_worse_than_half_of_five_others():
     rule = MedianStopping(OBJECTIVE, 4, 0.5)
     for index in range(5):
@@ -117,16 +132,24 @@ def test_a_trial_is_not_judged_before_warm_up_and_the_last_unfreezing():
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.floats(0, 1), st.booleans()), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.integers(1, 9), st.floats(0, 1), st.booleans(), st.sampled_from(ENDS)),
+        max_size=60,
+    )
+)
 def test_early_stopping_is_rebuilt_by_repeating_what_it_saw_and_did(kind, events):
     live, again = new(kind), new(kind)
-    for t, epoch, value, promotes in events:
+    for t, epoch, value, promotes, end in events:
         decision = live.decide(f"t{t}", epoch, value, protected=t == 0)
         assert again.decide(f"t{t}", epoch, value, protected=t == 0) is decision
         promotion = live.promote() if promotes else None
         if promotion is not None:
             again.promoted(promotion)
         assert live.decide(f"t{t}", epoch, value / 2) is again.decide(f"t{t}", epoch, value / 2), "a second telling"
+        if end is not None:
+            live.ended(f"t{t}", failed=end)
+            again.ended(f"t{t}", failed=end)
     assert live.promote() == again.promote()
     assert live.promote(last=True) == again.promote(last=True)
 

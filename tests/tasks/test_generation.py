@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 import torch
@@ -181,6 +182,16 @@ def test_what_a_model_writes_is_what_it_gives_for_each_prompt_alone(tmp_path, fa
         made = module.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False)
         assert found.decisions[row] == own.decode(made[0, start:], skip_special_tokens=True)
     assert bench.task.baseline(np.array(["a b", "b"]), np.array(["b", "a b"]))["generated_match"] == 0.5
+
+
+def test_how_much_of_a_prompt_is_shown_does_not_depend_on_the_answer_that_is_asked_for(tmp_path):
+    bench = Bench(tmp_path, "gpt2", max_new_tokens=6, metric={"name": "chrf"})
+    own, prompt = bench.model.preprocessor, " ".join(f"w{i % 40}" for i in range(90))
+    table = pa.table({"example_id": ["0", "1"], "text": [prompt] * 2, "label": ["w1", "w2 w9 " * 12]})
+    examples = bench.task.open(bench.task.encode(table, own), own)
+    shown = examples.prompts(np.arange(2), own.model_max_length - 6)
+    assert shown["attention_mask"].sum(dim=1).tolist() == [16, 16], "max_length, which both fill"
+    assert shown["input_ids"][0].tolist() == shown["input_ids"][1].tolist()
 
 
 def test_settings_of_writing_that_cannot_be_are_refused(tmp_path):

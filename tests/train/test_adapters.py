@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +55,8 @@ def test_the_adapter_beside_it_is_what_peft_loads(bench, tmp_path):
     run = bench["vit"].run(**LORA)
     list(run)
     run.save_best(tmp_path)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (Path(config["base_model_name_or_path"]) / "model.safetensors").exists(), "where the base model is found"
     adapted = PeftModel.from_pretrained(bench["vit"].model.instantiate(5, {}), tmp_path / "adapter").eval()
     merged = bench["vit"].model.load_weights(tmp_path)
     inputs = bench["vit"].data.validation.batch(np.arange(8)).inputs

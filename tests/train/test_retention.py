@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import transformers as hf
 
 from sweeper.core.errors import InfeasibleError, InputError
 from sweeper.core.head import HeadSpec
+from sweeper.data.prepare import load_prepared, retention_folder
 from sweeper.models.load import load
 from sweeper.spec.load import load_study
 from sweeper.spec.study import ModelSpec
@@ -86,6 +88,21 @@ def test_a_decoder_is_asked_for_every_next_token(tmp_path):
             losses.append(float(model.module(input_ids=ids, labels=ids).loss))  # all texts are equally long
     assert metric == "perplexity"
     assert value == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+
+
+def test_what_is_scored_is_drawn_from_all_classes_alike(tmp_path, checkpoints):
+    path = tiny.write_study(tmp_path, checkpoints, models=("vit",))
+    entry = '{data: "builtin:digits?classes=0-3", max_examples: 40}'
+    path.write_text(path.read_text().replace("  data:", f"  retention: {entry}\n  data:"))
+    with provisional(load_study(path)) as study:
+        prepared = load_prepared(retention_folder(study.data.folder))
+        ordered = prepared.open_test().sort_by("label")  # as in a folder of images by class
+        model = load(study.spec.models[0], study.task.head)
+        data = ProbeData.of(study.spec, SimpleNamespace(open_test=lambda: ordered, train=prepared.train), model)
+    assert data.kind == "image"
+    counts = np.bincount(data.test.column("label").to_numpy(), minlength=4)
+    assert len(data.test) == 40
+    assert counts.min() >= 9, counts
 
 
 @pytest.mark.parametrize(
