@@ -451,7 +451,8 @@ def _print_leaderboard(entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         verdicts = "; ".join(f"{v['verdict']} {v['other']}" for v in entry["verdicts"])
         cells = [_interval(entry[config]) for config in ("tuned", "default")]
-        numbers = [str(entry["num_trials"]), f"{entry['device_seconds']:.0f}"]
+        spent = "-" if entry["device_seconds"] is None else f"{entry['device_seconds']:.0f}"
+        numbers = [str(entry["num_trials"]), spent]
         rows.append([str(entry["rank"]), entry["model"], *cells, *numbers, verdicts])
     _print_table("test split, mean of the confirmation seeds [95% interval]", headers, rows)
 

@@ -13,6 +13,7 @@ from sweeper.core.objective import Goal
 from sweeper.imports.shapes import (
     LESS,
     MORE,
+    NEGATED,
     PLAIN,
     TEST,
     TRAIN,
@@ -22,6 +23,7 @@ from sweeper.imports.shapes import (
     plain,
     reshaped,
     tall,
+    without_ranks,
     words,
 )
 from sweeper.imports.sources import FILE, PARAMS, RawTable
@@ -111,7 +113,8 @@ def find_columns(raw: RawTable, mapping: Sequence[str], goal: Goal | None, place
     scored = fields.get("value") or fields["curve"]
     metric = asked.get("metric") or _metric(scored)
     notes = [*raw.notes, *finder.notes]
-    direction = goal or raw.goal or _direction(metric) or _direction(scored)
+    own = raw.fallback.get("value", scored) in (scored, fields.get("value"))  # what the source says is of its own value
+    direction = goal or (raw.goal if own else None) or _direction(metric) or _direction(scored)
     if direction is None:
         notes.append(f"Whether more or less {metric} is better was not said: more was taken; --goal minimize for less.")
     rows_are_trials = asked.get("trial_id") == ""
@@ -129,10 +132,13 @@ def one_row_a_trial(raw: RawTable, mapping: Sequence[str]) -> list[str]:
     asked = dict(item.split("=", 1) for item in mapping if "=" in item)
     named = [name for field, names in asked.items() if field != "metric" for name in names.split(",") if name]
     said = asked.keys() & {"value", "validation", "val", "score", "curve"}
+    if cross_validated := is_cross_validated(raw.columns):
+        raw.goal = raw.goal or "maximize"
     if not said or not set(named) <= set(raw.columns):  # the mapping may name columns as they are once reshaped
-        raw.goal = raw.goal or ("maximize" if is_cross_validated(raw.columns) else None)
         raw.rows, notes = reshaped(raw.rows)
         raw.notes += notes
+    elif cross_validated:
+        raw.rows = without_ranks(raw.rows, named)
     several = {
         field: asked[name].split(",")
         for name, field in (("value", "value"), ("validation", "value"), ("val", "value"), ("test", "test"))
@@ -292,6 +298,9 @@ class _Finder:
         return found
 
     def _value(self, curve: str | None) -> str | None:
+        own = self._raw.fallback.get("value")
+        if own is not None and self._is_number(own):  # what the source's search was about
+            return own
         numeric = [name for name in self._plain.values() if self._is_number(name)]
         parts = {name: set(words(name)) for name in numeric}
         found = [name for name in numeric if parts[name] & VALIDATION and not parts[name] & TEST]
@@ -299,8 +308,6 @@ class _Finder:
             found = [name for name in found if not parts[name] & LESS] or found
         if len(found) > 1:  # beside the last epoch's score there may be the best epoch's
             found = [name for name in found if "best" in parts[name]] or found
-        if not found and "value" in self._raw.fallback:
-            found = [self._raw.fallback["value"]]
         if not found:
             found = [self._plain[word] for word in PLAIN if self._plain.get(word) in numeric][:1]
         if not found:
@@ -388,6 +395,6 @@ def _metric(column: str) -> str:
 
 def _direction(name: str) -> Goal | None:
     parts = set(words(name))
-    if parts & LESS:
-        return "minimize"
-    return "maximize" if parts & MORE else None
+    if not parts & (LESS | MORE):
+        return None
+    return "minimize" if bool(parts & LESS) != bool(parts & NEGATED) else "maximize"

@@ -19,6 +19,8 @@ MORE = {
     *("accuracy", "acc", "f1", "auc", "auroc", "ap", "map", "bleu", "rouge", "mcc", "r2", "precision", "recall", "iou"),
     *("em", "exact", "kappa", "spearman", "pearson", "spearmanr", "ndcg", "mrr", "chrf", "comet", "rougel", "f1_macro"),
 }
+NEGATED = {"neg", "negative", "negated", "minus"}
+"""Words that turn a score's direction round, as in scikit-learn's ``neg_log_loss``."""
 _SPLIT_NAMES = ("split", "set", "subset", "partition", "data_split", "dataset_split", "eval_split", "fold")
 _METRIC_NAMES = ("metric", "metric_name", "measure", "variable", "name")
 
@@ -83,6 +85,11 @@ def reshaped(rows: list[Row]) -> tuple[list[Row], list[str]]:
 def is_cross_validated(columns: Sequence[str]) -> bool:
     """Whether the columns are those of scikit-learn's ``cv_results_``, whose scores are always maximised."""
     return any(f"mean_test_{name.removeprefix('rank_test_')}" in columns for name in columns if "rank_test_" in name)
+
+
+def without_ranks(rows: list[Row], but: Sequence[str]) -> list[Row]:
+    """Drop scikit-learn's ranks, which hold the word test, but for those that are asked for."""
+    return [{n: value for n, value in row.items() if not n.startswith("rank_test_") or n in but} for row in rows]
 
 
 def _cross_validated(rows: list[Row]) -> tuple[list[Row], str]:

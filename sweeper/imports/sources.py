@@ -57,13 +57,17 @@ def read_raw(sources: Sequence[str], kind: str) -> RawTable:
     """
     if kind not in FORMATS:
         raise InputError(Problem("--as", f"must be one of {', '.join(FORMATS)}", kind, "choose one of them"))
-    paths = [path for source in sources for path in _paths(source, kind)]
+    paths = list(dict.fromkeys(path for source in sources for path in _paths(source, kind)))
     tables = {path: FORMATS[kind](path) for path in paths}
     for path, raw in tables.items():
         if not raw.rows:
             raise InputError(Problem(str(path), "must hold at least one trial", "none", "name another source"))
     if len(tables) == 1:
         return next(iter(tables.values()))
+    goals = {raw.goal for raw in tables.values()}
+    if len(goals) > 1:
+        seen = ", ".join(f"{path.name} {raw.goal}" for path, raw in tables.items())
+        raise InputError(Problem(str(paths[0]), "all files must have one direction", seen, "import them one by one"))
     names = _short_names(paths)
     rows = [{**row, FILE: names[path]} for path, raw in tables.items() for row in raw.rows]
     first = next(iter(tables.values()))
@@ -93,12 +97,15 @@ def _paths(source: str, kind: str) -> list[Path]:
 
 
 def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return the files' names without what all have in common at their ends; with their folders where they repeat."""
-    names = [path.name.removesuffix(".gz") for path in paths]
-    stems = [name.rsplit(".", 1)[0] for name in names]
-    if len(set(stems)) < len(stems):
-        stems = [f"{path.parent.name}/{stem}" for path, stem in zip(paths, stems, strict=True)]
-    return dict(zip(paths, stems, strict=True))
+    """Return the files' names without their ends, with as many of their folders as tell them apart."""
+    stems = [path.name.removesuffix(".gz").rsplit(".", 1)[0] for path in paths]
+    folders = [path.resolve().parent.parts for path in paths]
+    for depth in range(max(map(len, folders)) + 1):
+        names = ["/".join([*parts[len(parts) - depth :], stem]) for parts, stem in zip(folders, stems, strict=True)]
+        if len(set(names)) == len(names):
+            return dict(zip(paths, names, strict=True))
+    rule = "files must have names that tell them apart"
+    raise InputError(Problem(str(paths[0]), rule, ", ".join(str(path) for path in paths[1:]), "rename one of them"))
 
 
 def _csv(path: Path) -> RawTable:

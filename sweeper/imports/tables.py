@@ -201,14 +201,22 @@ def _delimiter(text: str) -> str:
 
 
 def _column(cells: list[str], *, comma: bool) -> list[Any]:
-    """Return a column's values: whole numbers, numbers or truth values where all that are present are; else text."""
+    """Return a column's values: whole numbers, numbers or truth values where all that are present are; else text.
+
+    Where only some bear a percent sign, beside fractions of at most 1, these are a hundredth of what they say.
+    """
     present = [cell for cell in cells if cell.lower() not in MISSING]
     texts = [cell.removesuffix("%").strip() for cell in present if cell.lower() not in FAILED]
     if comma:
         texts = [text.replace(",", ".") if text.count(",") == 1 and "." not in text else text for text in texts]
     if texts and all(_NUMBER.fullmatch(text) for text in texts):
         whole = all(re.fullmatch(r"[+-]?\d{1,18}", text) for text in texts) and not any("%" in cell for cell in present)
-        numbers = iter(int(text) if whole else float(text) for text in texts)
+        values = [int(text) if whole else float(text) for text in texts]
+        signed = [cell.endswith("%") for cell in present if cell.lower() not in FAILED]
+        if any(signed) and all(value <= 1 for value, is_signed in zip(values, signed, strict=True) if not is_signed):
+            share = 1.0 if all(signed) else 0.01
+            values = [value * share if is_signed else value for value, is_signed in zip(values, signed, strict=True)]
+        numbers = iter(values)
         return [_cell(cell, numbers) for cell in cells]
     if present and {cell.lower() for cell in present} <= {"true", "false"}:
         return [None if cell.lower() in MISSING else cell.lower() == "true" for cell in cells]

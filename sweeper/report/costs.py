@@ -29,7 +29,7 @@ def costs(source: Source, entries: list[dict[str, Any]]) -> list[dict[str, Any]]
                 "test": entry["tuned"]["mean"],
                 "num_parameters": measured.get("num_parameters"),
                 "checkpoint_bytes": measured.get("checkpoint_bytes"),
-                "search_seconds": entry["device_seconds"] or None,
+                "search_seconds": entry["device_seconds"],
                 "training_seconds": (float(np.mean(taken)) * source.num_workers or None) if taken else None,
                 "batches": batches,
                 "latency_seconds": batches[1]["seconds"] if 1 in batches else None,

@@ -12,6 +12,7 @@ from typing import Any
 
 from sweeper.core.trial import TrialState
 from sweeper.report.source import CONFIGS, Source
+from sweeper.report.words import device_seconds
 from sweeper.stats import mean_interval, verdicts
 
 
@@ -30,7 +31,7 @@ def leaderboard(source: Source) -> list[dict[str, Any]]:
                 "validation": best["value"] if best else None,
                 "best_params": json.loads(best["params"]) if best else {},
                 "num_trials": sum(TrialState(trial["state"]).is_final for trial in trials),
-                "device_seconds": sum(trial["device_seconds"] or 0.0 for trial in trials),
+                "device_seconds": device_seconds(trials),
                 "verdicts": comparisons.get(model, []),
             }
         )

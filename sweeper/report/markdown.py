@@ -29,7 +29,7 @@ def markdown(
     ]
     lines += [
         f"| {e['rank']} | {escape(e['model'])} | {interval(e['tuned'])} | {interval(e['default'])} "
-        f"| {e['num_trials']} | {format(e['device_seconds'], '.0f') if e['device_seconds'] else '-'} |"
+        f"| {e['num_trials']} | {format(e['device_seconds'], '.0f') if e['device_seconds'] is not None else '-'} |"
         for e in entries
     ]
     lines += ["", *_claims(source, entries), *_by_example(by_example), *_effects(source), *_tuning(curves)]

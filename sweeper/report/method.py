@@ -143,12 +143,13 @@ def _search(source: Source) -> str:
     else:
         name = _STOPPING.get(stopping["type"], str(stopping["type"]))
         factor = stopping.get("reduction_factor") if stopping["type"] != "median" else None
+        judged = _judged(source)
         details = [f"reduction factor {factor}"] if factor is not None else []
-        details += _judged(source)
-        how = f" ({', '.join(details)})" if details else ""
         pruning = (
-            f"Trials were stopped early by {name}{how}, each model's trials among themselves. A trial was judged only "
-            "after its warm-up and its last unfreezing event."
+            f"Trials were stopped early by {name} ({', '.join([*details, judged])}), each model's trials among "
+            "themselves. A trial was judged only after its warm-up and its last unfreezing event."
+            if judged
+            else f"No trial was stopped early: in so few epochs {name} judges nowhere."
         )
     return (
         f"Each of {count(len(source.models), 'model')} was tuned separately with {search['num_trials']} trials of at "
@@ -157,16 +158,16 @@ def _search(source: Source) -> str:
     )
 
 
-def _judged(source: Source) -> list[str]:
-    """Say after which epochs trials were judged, by the rule that ran."""
+def _judged(source: Source) -> str:
+    """Say after which epochs trials are judged, by the rule of this version; empty where after none."""
     search = source.manifest.content["search"]
     spec = SchedulerSpec(**{key: search["scheduler"][key] for key in ("type", "reduction_factor", "grace_fraction")})
     rungs = make_stopping(spec, source.objective, search["max_epochs"]).rungs
     if not rungs:
-        return []
+        return ""
     if spec.type == "median" and len(rungs) > 1:
-        return [f"judged after every epoch from {rungs[0]} on"]
-    return [f"judged after epoch{'s' if len(rungs) > 1 else ''} {listed([str(rung) for rung in rungs])}"]
+        return f"judged after every epoch from {rungs[0]} on"
+    return f"judged after epoch{'s' if len(rungs) > 1 else ''} {listed([str(rung) for rung in rungs])}"
 
 
 def _confirmation(source: Source) -> str:

@@ -19,7 +19,7 @@ _WORDS = {
 def retention_rows(source: Source) -> list[dict[str, Any]]:
     """Return a row a model and configuration: ``schedule``, ``metric``, ``before``, means ``after`` and ``test``.
 
-    ``runs`` holds the seeds as (after, test score); ``kept`` says whether nothing was lost.
+    ``runs`` holds the seeds as (after, test score).
     """
     rows = []
     for model in source.models:
@@ -30,7 +30,7 @@ def retention_rows(source: Source) -> list[dict[str, Any]]:
             if not runs:
                 continue
             after, test = (float(value) for value in np.mean(runs, axis=0))
-            before, sign = found[0]["before"], 1 if _WORDS[found[0]["metric"]][1] else -1
+            before = found[0]["before"]
             rows.append(
                 {
                     "model": model,
@@ -40,7 +40,6 @@ def retention_rows(source: Source) -> list[dict[str, Any]]:
                     "before": before,
                     "after": after,
                     "change": after - before,
-                    "kept": sign * (after - before) >= 0,
                     "test": test,
                     "runs": runs,
                 }

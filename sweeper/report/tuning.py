@@ -63,11 +63,15 @@ def tuning_curves(source: Source) -> dict[str, Any]:
         }
         found["leads"] = [asdict(lead) for lead in by_v]
         found["leads_u"] = [asdict(lead) for lead in leads(unbiased, n)]
-        on_test = {model: entry["expected_test"] for model, entry in found["models"].items()}
-        if all(curve is not None for curve in on_test.values()):
-            on_test = {model: sign * np.array(curve[: len(n)]) for model, curve in on_test.items()}
-            found["leads_test"] = [asdict(lead) for lead in leads(on_test, n)]
-        found["sentences"] = _sentences(source, found, by_v)
+        tests = {model: _tests(source, model) for model in scores}
+        on_test = {m: expected_selected(scores[m], sign * test, n) for m, test in tests.items() if test is not None}
+        said = []
+        if len(on_test) == len(scores):
+            by_test = leads(on_test, n)
+            found["leads_test"] = [asdict(lead) for lead in by_test]
+            last = {model: sign * float(curve[-1]) for model, curve in on_test.items()}
+            said.append(_on_test(source, last, common, by_test))
+        found["sentences"] = _sentences(source, found, by_v, said)
     else:
         found["sentences"] = ["No trial has completed: there is no tuning curve."]
     return found
@@ -109,8 +113,7 @@ def _model(source: Source, model: str, scores: NDArray[np.float64], sign: float)
     low, middle, high = tuning_curve_band(scores, CONFIDENCE, n)
     if sign < 0:
         low, high = high, low
-    trials = source.complete(model)
-    test = [trial.get("test_value") for trial in trials]
+    test = _tests(source, model)
     seconds = [trial["device_seconds"] or trial["elapsed_seconds"] or 0.0 for trial in source.of(model)]
     states = [trial["state"] for trial in source.of(model)]
     return {
@@ -128,11 +131,15 @@ def _model(source: Source, model: str, scores: NDArray[np.float64], sign: float)
             "median": _finite(sign * middle),
             "high": _finite(sign * high),
         },
-        "expected_test": None
-        if any(value is None for value in test)
-        else (sign * expected_selected(scores, sign * np.array(test, dtype=np.float64), n)).tolist(),
+        "expected_test": None if test is None else (sign * expected_selected(scores, sign * test, n)).tolist(),
         "seconds_per_trial": sum(seconds) / len(scores) if sum(seconds) else None,
     }
+
+
+def _tests(source: Source, model: str) -> NDArray[np.float64] | None:
+    """Return the test scores of a model's completed trials; None where one has none."""
+    found = [trial.get("test_value") for trial in source.complete(model)]
+    return None if any(value is None for value in found) else np.array(found, dtype=np.float64)
 
 
 def _finite(values: NDArray[np.float64]) -> list[float | None]:
@@ -148,7 +155,7 @@ def _separated(models: dict[str, Any], ahead: str, other: str, sign: float) -> l
     return [n for n, bound in pairs if bound is not None and limit.get(n) is not None and sign * (bound - limit[n]) > 0]
 
 
-def _sentences(source: Source, found: dict[str, Any], by_v: list[Lead]) -> list[str]:
+def _sentences(source: Source, found: dict[str, Any], by_v: list[Lead], on_test: list[str]) -> list[str]:
     if len(found["models"]) < 2:
         return ["Only one model has completed trials: no other tuning curve to compare it with."]
     winner, metric = found["winner"], source.objective.metric
@@ -159,9 +166,7 @@ def _sentences(source: Source, found: dict[str, Any], by_v: list[Lead]) -> list[
             f"{winner['expected_best']:.5g} (against {others})."
         )
     ]
-    lines.append(_spans(by_v))
-    if found["leads_test"]:
-        lines.append(_on_test(source, found, [Lead(**lead) for lead in found["leads_test"]]))
+    lines += [_spans(by_v), *on_test]
     for model, at in winner["ahead_by_band"].items():
         lines.append(_apart(winner["model"], model, at))
     for model, at in winner["behind_by_band"].items():
@@ -179,10 +184,8 @@ def _spans(found: list[Lead]) -> str:
     return f"Crossing budgets: {'; '.join(spans)}."
 
 
-def _on_test(source: Source, found: dict[str, Any], by_test: list[Lead]) -> str:
-    count, ahead = found["winner"]["num_trials"], by_test[-1].model
-    at = budgets(count).tolist().index(count)
-    scores = {model: entry["expected_test"][at] for model, entry in found["models"].items()}
+def _on_test(source: Source, scores: dict[str, float], count: int, by_test: list[Lead]) -> str:
+    ahead = by_test[-1].model
     others = ", ".join(f"{model} {value:.5g}" for model, value in scores.items() if model != ahead)
     return (
         f"On test, the trial that validation chooses among {count} is expected to score best for {ahead}: "

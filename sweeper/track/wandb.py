@@ -48,7 +48,7 @@ STUDY_FINISH_SECONDS = 600.0
 """The study's run carries checkpoints; whoever waits sets a shorter limit."""
 
 YOUNG_SECONDS = 10.0
-"""A trial that ends before it is this old is told to a server as a whole; others are followed epoch by epoch."""
+"""A trial that ends before it is this old is told to a server as a whole; others from their first epoch on."""
 
 _BEGAN = "began"
 """A file beside the run file from the moment a row may be sent; the run file itself is written late."""

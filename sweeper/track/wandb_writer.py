@@ -1,9 +1,9 @@
 """Writing a whole W&B run file at once, for a run of which nobody has been told yet.
 
-The client needs 30 to 50 ms of processor time a run: a start, some 25 messages between two processes, a wait for the
-end. That is more than a short trial may cost, and all of it serves a run that is followed while it lives. A trial that
-has ended before W&B hears of it is written down in one go, in 1 to 2 ms: the same records that the client would have
-written, with the times of the trial, which the client cannot say afterwards.
+The client needs a start, some 25 messages between two processes and a wait for the end. That is more than a short
+trial may cost, and all of it serves a run that is followed while it lives. A trial that has ended before W&B hears of
+it is written down in one go: the same records that the client would have written, with the times of the trial, which
+the client cannot say afterwards.
 
 The format is described in `sweeper.track.wandb_files`; W&B's own tools read such a file (``wandb sync``).
 """

@@ -28,6 +28,7 @@ from sweeper.report.build import build_report
 from sweeper.store.imported import ImportedConfirmation, ImportedTrial, write_imported
 from sweeper.store.manifest import Manifest, write_manifest
 from sweeper.store.paths import ResultPaths
+from sweeper.store.tables import MEASUREMENTS
 
 Row = dict[str, Any]
 
@@ -117,6 +118,9 @@ def import_results(
     raw.rows = keep(raw.rows, where, place)
     mapping = one_row_a_trial(raw, mapping)
     columns = find_columns(raw, mapping, goal, place)
+    if columns.metric in {name for name, _ in MEASUREMENTS}:
+        rule, remedy = "must not be the name of a column of measurements.parquet", "add --map metric=NAME"
+        raise InputError(Problem(f"{place} metric", rule, columns.metric, remedy))
     builder = _Builder(raw, columns, place)
     trials, confirmations = builder.build()
     paths = ResultPaths(output)
@@ -128,6 +132,11 @@ def import_results(
     build_report(output)
     counts = {model: sum(t.model == model for t in trials) for model in dict.fromkeys(t.model for t in trials)}
     return Import(output, columns, tuple(manifest.notes), counts, len(confirmations))
+
+
+def _word(state: Any) -> str:
+    """Return what a table says of a trial's state in the spelling of `_STATES`."""
+    return re.sub(r"[^a-z]+", "_", str(state).lower()).strip("_").removeprefix("trialstate_")
 
 
 class _Builder:
@@ -167,7 +176,7 @@ class _Builder:
         return searched, confirmed
 
     def _same_unit(self, trials: list[ImportedTrial]) -> None:
-        """Refuse fractions of one model beside percentages of another: they cannot be told from real differences."""
+        """Refuse fractions of one model beside percentages of another, which is what a gap of ten times looks like."""
         if not set(words(self._columns.metric)) & _SHARES:
             return
         best: dict[str, float] = {}
@@ -175,7 +184,8 @@ class _Builder:
             if trial.value is not None:
                 best[trial.model] = max(best.get(trial.model, 0.0), trial.value)
         shares = [model for model, value in best.items() if value <= 1]
-        if shares and len(shares) < len(best):
+        others = [value for value in best.values() if value > 1]
+        if shares and others and min(others) > 10 * max(best[model] for model in shares):
             rule = f"{self._columns.metric} must be in one unit, fractions or percentages"
             self._problem(rule, f"fractions for {', '.join(shares)} only", "convert one of them in the source")
         tests = [trial.test for trial in trials if trial.test is not None]
@@ -227,8 +237,13 @@ class _Builder:
             )
 
     def _mean(self, rows: list[Row]) -> Row:
-        """Return one row of several seeds; one without a score leaves the trial without one."""
-        mean = {**rows[0]}
+        """Return one row of several seeds: those that have ended. One without a score leaves the trial without one.
+
+        A seed that failed fails the trial, as one without a score does.
+        """
+        states = {id(row): _STATES.get(_word(self._get(row, "state")), "COMPLETE") for row in rows}
+        rows = [row for row in rows if states[id(row)] != "RUNNING"] or rows
+        mean = {**next((row for row in rows if states[id(row)] in ("FAIL", "INFEASIBLE")), rows[0])}
         for name in ("value", "test", "train_loss", "validation_loss", "elapsed_seconds"):
             column = self._columns.fields.get(name)
             if column is not None:
@@ -325,7 +340,7 @@ class _Builder:
 
     def _state(self, row: Row, has_value: bool) -> TrialState | None:
         given = self._get(row, "state")
-        word = re.sub(r"[^a-z]+", "_", str(given).lower()).strip("_").removeprefix("trialstate_")
+        word = _word(given)
         if given is not None and word not in _STATES:
             known = ", ".join(_STATES)
             self._problem(f"{self._columns.fields['state']} must be one of {known}", str(given), "map another state")

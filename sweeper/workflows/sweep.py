@@ -86,10 +86,12 @@ def run(
             _refuse_changes(draft, accept_change=accept_change)
             study = settle(draft)
     from sweeper.engine.cluster import Connection
+    from sweeper.engine.last_words import last_words
     from sweeper.store.ledger import Ledger
     from sweeper.store.state import StudyState
 
-    with Connection(spec.cluster.address) as connection, _signals() as interrupted:
+    killed = f"the run was killed, or ended by Ray; what is done is kept: sweeper resume {paths.place}"
+    with last_words(killed), Connection(spec.cluster.address) as connection, _signals() as interrupted:
         if more_seeds or not StudyState.replay(Ledger.read(study.paths)).is_finished:
             connection.begin()  # Ray takes seconds; so do the imports of what follows
         from sweeper.workflows.execute import execute

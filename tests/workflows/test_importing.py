@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import sqlite3
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from importtables import SCORES, curves_of, table, write_csv
 
 from sweeper.core.errors import InputError
 from sweeper.report.source import read_source
@@ -18,32 +18,6 @@ from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.workflows.importing import import_results
 from sweeper.workflows.results import load_results
-
-RNG = np.random.default_rng(7)
-SCORES = {
-    "BERT": RNG.permutation(np.linspace(0.62, 0.93, 40)).round(4),
-    "MiniLM": RNG.permutation(np.linspace(0.78, 0.88, 40)).round(4),
-}
-
-
-def write_csv(path, rows):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
-
-
-def table(value="val_accuracy", test="test_accuracy", sign=1.0):
-    return [
-        {"model": m, value: sign * v, test: sign * (v - 0.01), "learning_rate": 10 ** -(2 + i / 40), "batch_size": 32, "duration": 10.5}
-        for m, values in SCORES.items()
-        for i, v in enumerate(values)
-    ]  # fmt: skip
-
-
-def curves_of(folder):
-    return json.loads((folder / "report" / "tuning_curves.json").read_text())
 
 
 def test_tuning_curves_of_an_imported_table_equal_the_published_formulas(tmp_path):
