@@ -45,8 +45,13 @@ CONTROL_GROUPS = "/sys/fs/cgroup"
 LOW, HIGH = GIGABYTE, 8 * GIGABYTE - 1
 
 
+def permit(folder, trial_id, pid):
+    """The file that lets a process go on with a trial: what a fault strikes must not end before the fault does."""
+    return folder / f"{trial_id}-{pid}.permit"
+
+
 class Saving(lanework.Worker):
-    """A worker that saves its epoch when told to, and goes on from there."""
+    """A worker that saves its epoch when told to, and goes on from there; after an epoch it waits for the permit to go on."""
 
     folder = Path(sys.argv[-1])
 
@@ -54,6 +59,7 @@ class Saving(lanework.Worker):
         match command:
             case Start(segment):
                 started = super().handle(command)
+                self.begun = False
                 saved = self.folder / segment.trial.trial_id
                 self.epoch = int(saved.read_text()) if saved.exists() else 0
                 node = ray.get_runtime_context().get_node_id()
@@ -65,6 +71,9 @@ class Saving(lanework.Worker):
 
     def next_epoch(self):
         time.sleep(0.3)
+        while self.begun and not permit(self.folder, self.trial.trial_id, os.getpid()).exists():
+            time.sleep(0.05)
+        self.begun = True  # the driver hears of a start with the first epoch
         return super().next_epoch()
 
 
@@ -102,8 +111,8 @@ def new_mounts():
 class Faults:
     """Does to the trials what is to be done, each under the next trial that begins where it can be done."""
 
-    def __init__(self, cluster, nodes, group):
-        self.cluster, self.nodes, self.group = cluster, nodes, group
+    def __init__(self, cluster, nodes, group, folder):
+        self.cluster, self.nodes, self.group, self.folder = cluster, nodes, group, folder
         self.waiting = ["memory", "sigterm", "drain", "raylet"]
         self.victims = {}
         self.starts = {}
@@ -111,42 +120,43 @@ class Faults:
     def __call__(self, report):
         if report.started is None:
             return
-        node = report.started.effective["node"]
+        node, pid = report.started.effective["node"], report.started.effective["pid"]
         first = report.trial_id not in self.starts
         self.starts.setdefault(report.trial_id, []).append([node, report.started.from_epoch])
-        if self.waiting and first and getattr(self, self.waiting[0])(node, report.started.effective["pid"]):
-            self.victims[self.waiting.pop(0)] = report.trial_id
+        if self.waiting and first and self.can_strike(node):
+            fault = self.waiting.pop(0)
+            self.victims[fault] = report.trial_id
+            if fault == "drain":  # the only one that leaves the trial a minute to go on
+                permit(self.folder, report.trial_id, pid).touch()
+            getattr(self, fault)(node, pid)
+        else:
+            permit(self.folder, report.trial_id, pid).touch()
+
+    def can_strike(self, node):
+        """Whether the next fault can strike there: one node has the memory group and is lost, the other is drained."""
+        where = {"memory": "watched", "drain": "plain", "raylet": "watched"}.get(self.waiting[0])
+        return where is None or node == self.nodes[where].node_id
 
     def memory(self, node, pid):
-        if node != self.nodes["watched"].node_id:
-            return False
         self.group.use(HIGH)
         deadline = time.monotonic() + 20
         while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         self.group.use(LOW)
-        return True
 
     def sigterm(self, node, pid):
         os.kill(pid, signal.SIGTERM)
-        return True
 
     def drain(self, node, pid):
-        if node != self.nodes["plain"].node_id:
-            return False
         self.nodes["added"] = self.cluster.add_node(num_cpus=1)
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline = int((time.time() + 60) * 1000)
         accepted, why = GcsClient(address=self.cluster.address).drain_node(node, reason, "spot", deadline)
         assert accepted, why
         time.sleep(2.5 * NOTICE_SECONDS)
-        return True
 
     def raylet(self, node, pid):
-        if node != self.nodes["watched"].node_id:
-            return False
         self.nodes["watched"].kill_raylet()
-        return True
 
 
 @contextmanager
@@ -167,7 +177,7 @@ def main():
     group = MemoryGroup(folder / "group")
     began = time.monotonic()
     with started_cluster(group) as (cluster, nodes), connection(cluster.address):
-        faults = Faults(cluster, nodes, group)
+        faults = Faults(cluster, nodes, group, folder)
         conductor = lanework.Conductor(*[{}] * TRIALS, on_report=faults)
         before = take_inventory()
         shape = LaneShape(num_workers=1, resources_per_worker={"CPU": 1})
