@@ -9,6 +9,7 @@ from sweeper.report.costs import costs, setting
 from sweeper.report.effects import flips, tuning_effects
 from sweeper.report.gaps import OVERTUNING_NOTE, gaps
 from sweeper.report.method import method, openings, scope
+from sweeper.report.probabilities import METRICS, probability_rows
 from sweeper.report.retention import retention_rows
 from sweeper.report.source import Source
 from sweeper.report.words import boundary_flags, effort, points, summary, verdict_rows
@@ -45,6 +46,7 @@ def markdown(
         "",
         *_costs(source, entries),
         *_retention(source),
+        *_probabilities(source),
     ]
     lines += ["## Scope of the claims", "", *(f"- {escape(line)}" for line in scope(source)), "", "## Method", ""]
     lines += [f"**{heading}.** {escape(text)}\n" for heading, text in method(source)]
@@ -136,6 +138,18 @@ def _retention(source: Source) -> list[str]:
     for row in rows:
         numbers = [f"{row[key]:.4f}" for key in ("test", "before", "after")]
         cells = [escape(row["model"]), row["config"], row["schedule"], *numbers, f"{row['change']:+.4f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _probabilities(source: Source) -> list[str]:
+    rows = probability_rows(source)
+    if not rows:
+        return []
+    names = ["model", "configuration", *(name.replace("_", " ") for name in METRICS)]
+    lines = ["## How good the probabilities are", "", f"| {' | '.join(names)} |", "| --- | --- | --: | --: | --: |"]
+    for row in rows:
+        cells = [escape(row["model"]), row["config"], *(f"{row[name]:.4f}" for name in METRICS)]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 

@@ -22,6 +22,7 @@ from sweeper.report.figures import confusion_figures, cost_figure, tuned_figure
 from sweeper.report.gaps import OVERTUNING_NOTE, gaps
 from sweeper.report.markdown import interval
 from sweeper.report.method import dimensions, method, openings, range_words, scope, sources
+from sweeper.report.probabilities import METRICS, precision_recall, precision_recall_figure, probability_rows
 from sweeper.report.retention import retention_figure, retention_rows
 from sweeper.report.search_figures import (
     history_figure,
@@ -70,6 +71,7 @@ def page(
         "learning": learning_figure(source),
         "cost": cost_figure(source, cost_rows, entries),
         "retention": retention_figure(source, retained_rows),
+        "precision_recall": precision_recall_figure(source, precision_recall(source)),
     }
     manifest = source.manifest
     ranking, scale = _ranking(entries)
@@ -107,6 +109,8 @@ def page(
             openings=openings(source),
             costs=cost_rows,
             retained=retained_rows,
+            probabilities=probability_rows(source),
+            probability_keys=METRICS,
             has_costs=any(row["search_seconds"] or row["training_seconds"] for row in cost_rows),
             cost_setting=setting(source),
             examples=examples,
