@@ -3,8 +3,9 @@
     python examples/recommendation/make_data.py
 
 Each function of scikit-learn's, SciPy's and NumPy's sources is a user, each function it calls an item, in the order of
-the source. A history is the last eight items, its target the one after. The 200 most frequent items are kept. Sources
-are parsed, never imported. Users are split, not histories: `data.group` keeps each on one side.
+the source. A history is the last eight items, its target the one after. Kept are the 200 items that most users have, and
+as targets those that ten users or more have: what one user alone likes cannot be learnt from others. Sources are parsed,
+never imported. Users are split, not histories: `data.group` keeps each on one side.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 LIBRARIES = ("sklearn", "scipy", "numpy")
 ITEMS, LENGTH, SHORTEST, EXAMPLES = 200, 8, 3, 6000
+FEWEST_USERS = 10  # of a target
 
 
 def histories(library: str) -> Iterator[tuple[str, list[str]]]:
@@ -48,20 +50,22 @@ def called(call: ast.Call) -> str:
 def main() -> None:
     """Write data/histories.csv beside this file."""
     users = [pair for library in LIBRARIES for pair in histories(library)]
-    counts = Counter(name for _, names in users for name in names)
+    counts = Counter(name for _, names in users for name in set(names))
     items = {name for name, _ in counts.most_common(ITEMS)}
     rows: list[list[str]] = []
     for user, names in users:
         kept = [name for name in names if name in items]
         rows += [[" ".join(kept[max(0, at - LENGTH) : at]), kept[at], user] for at in range(SHORTEST, len(kept))]
-    step = max(1, len(rows) // EXAMPLES)
+    rows = rows[:: max(1, len(rows) // EXAMPLES)]
+    users_of = Counter(item for item, _ in {(item, user) for _, item, user in rows})
+    rows = [row for row in rows if users_of[row[1]] >= FEWEST_USERS]
     path = Path(__file__).parent / "data" / "histories.csv"
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["history", "item", "user"])
-        writer.writerows(rows[::step])
-    print(f"{path}: {len(rows[::step])} histories of {ITEMS} items")
+        writer.writerows(rows)
+    print(f"{path}: {len(rows)} histories of {ITEMS} items, {len({row[1] for row in rows})} of them targets")
 
 
 if __name__ == "__main__":
