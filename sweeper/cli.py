@@ -39,7 +39,9 @@ AcceptChange = Annotated[bool, typer.Option("--accept-change", help="go on altho
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="data file, or a folder with one sub-folder a class")],
+    data: Annotated[
+        Path, typer.Argument(help="data file, folder with one sub-folder a class, Pascal VOC folder, or COCO file")
+    ],
     checkpoints: Annotated[list[str], typer.Argument(help="checkpoints to compare: folders or hub ids")],
     name: Annotated[str | None, typer.Option(help="the study's name")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write here instead of stdout")] = None,

@@ -171,11 +171,20 @@ def _voc_names(root: Path, place: str, split: str, claimed: Sequence[str]) -> li
     return _official(root, place, split)
 
 
+def has_official_list(root: Path, split: str) -> bool:
+    """Whether a Pascal VOC folder has a list of a split's images."""
+    return _official_list(root, split) is not None
+
+
+def _official_list(root: Path, split: str) -> Path | None:
+    files = [root.joinpath(*LIST_FOLDER, f"{name}.txt") for name in _LISTS[split]]
+    return next((file for file in files if file.is_file()), None)
+
+
 def _official(root: Path, place: str, split: str) -> list[str]:
-    folder = root.joinpath(*LIST_FOLDER)
-    for name in _LISTS[split]:
-        if (folder / f"{name}.txt").is_file():
-            return _listed(folder / f"{name}.txt", place)
+    found = _official_list(root, split)
+    if found is not None:
+        return _listed(found, place)
     rule = f"the folder must have its list of {split} images"
     raise InputError(Problem(place, rule, f"no ImageSets/Main/{_LISTS[split][0]}.txt", "add it, or give a share"))
 

@@ -6,14 +6,33 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sweeper.core.errors import InputError, Problem
-from sweeper.data.sources import read_source
+from sweeper.data.detection import has_official_list, is_detection_source
+from sweeper.data.sources import Reading, read_source
 from sweeper.spec.study import ColumnsSpec
 
 _IMBALANCED = 1.5  # largest class / smallest class from which accuracy flatters
+_NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+"""Words that stand in the place of ``train`` in the names of other splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What was found in the data: the task's type, its splits, and lines of the study file.
+
+    ``splits`` are paths or shares of train; ``counts`` are examples (of boxes: objects) by class.
+    """
+
+    type: str
+    splits: Mapping[str, Path | str]
+    num_examples: int
+    counts: Mapping[str, int]
+    facts: str
+    columns: str = ""
 
 
 def propose(data: Path, checkpoints: Sequence[str], *, name: str | None = None, base: Path | None = None) -> str:
@@ -22,7 +41,9 @@ def propose(data: Path, checkpoints: Sequence[str], *, name: str | None = None, 
     Parameters
     ----------
     data:
-        A csv, tsv, json, jsonl or parquet file, or a folder with one sub-folder of images a class.
+        A csv, tsv, json, jsonl or parquet file; a folder with one sub-folder of images a class; a Pascal VOC folder or
+        list; a COCO file, or the folder that it lies in. A folder may hold one such folder a split (``train``,
+        ``valid``, ``test``).
     checkpoints:
         Folders or hub ids.
     base:
@@ -31,44 +52,28 @@ def propose(data: Path, checkpoints: Sequence[str], *, name: str | None = None, 
     Raises
     ------
     InputError
-        When the data cannot be read or has one class only.
+        When the data cannot be read, hold one class only, or no labelled box.
     """
     base = (base or Path.cwd()).resolve()
-    kind = "image" if data.is_dir() else "text"
-    table, columns = read_source(str(data.resolve()), kind, ColumnsSpec(), split="train")
-    counts = Counter(table.column("label").to_pylist())
-    if len(counts) < 2:
-        rule = "must hold at least two classes"
-        raise InputError(Problem(str(data), rule, f"only {next(iter(counts))}", "check the target column"))
-    ratio = max(counts.values()) / min(counts.values())
-    metric = "macro_f1" if ratio >= _IMBALANCED else "accuracy"
-    siblings = {split: _sibling(data, split) for split in ("validation", "test")}
-    splits = {split: _relative(path, base) if path else None for split, path in siblings.items()}
-    epochs = 3 if len(table) > 20_000 else 5 if len(table) > 2_000 else 10
+    data = _train_folder(data)
+    found = _boxes(data) if is_detection_source(data) else _classes(data)
     lines = [
-        f"# {len(table)} examples, {len(counts)} classes, largest / smallest class {ratio:.1f}.",
+        f"# {found.facts}",
         "schema: 1",
-        f"name: {name or _safe(data.stem)}",
+        f"name: {name or _safe(_title(data))}",
         "seed: 0",
         "storage_path: results",
         "task:",
-        f"  type: {'image' if kind == 'image' else 'text'}-classification",
+        f"  type: {found.type}",
         "  data:",
-        f"    train: {_quoted(_relative(data, base))}",
-        f"    validation: {_quoted(splits['validation']) if splits['validation'] else '0.15   # share of train'}",
-        f"    test: {_quoted(splits['test']) if splits['test'] else '0.2   # share of train; sealed'}",
-    ]
-    if kind == "text":
-        inputs = columns.inputs[0]
-        lines.append(f"  columns: {{input: {_quoted(inputs)}, target: {_quoted(columns.target)}}}")
-    lines += [
-        f"  metric: {{name: {metric}}}   # the classes are {'imbalanced' if metric == 'macro_f1' else 'balanced'}",
-        "  balance: none   # or class-weights, sampler",
+        *(f"    {split}: {_where(source, base)}" for split, source in found.splits.items()),
+        *([found.columns] if found.columns else []),
+        *_measure(found),
         "models:",
         *(f"  - {{name: {model}, checkpoint: {_quoted(at)}}}" for model, at in _models(checkpoints, base)),
         "search:",
         "  num_trials: 32   # for each model, the default configuration included",
-        f"  max_epochs: {epochs}",
+        f"  max_epochs: {_epochs(found)}",
         "  sampler: auto",
         "  scheduler: {type: asha-promotion, reduction_factor: 3, grace_fraction: 0.04}",
         "  max_concurrent_trials: auto   # lanes; 1 makes the study deterministic",
@@ -77,6 +82,100 @@ def propose(data: Path, checkpoints: Sequence[str], *, name: str | None = None, 
         "cluster: local",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _classes(data: Path) -> _Found:
+    """Look at texts or images with one class each."""
+    kind = "image" if data.is_dir() else "text"
+    table, columns = read_source(str(data.resolve()), kind, ColumnsSpec(), split="train")
+    counts = Counter(table.column("label").to_pylist())
+    if len(counts) < 2:
+        rule = "must hold at least two classes"
+        raise InputError(Problem(str(data), rule, f"only {next(iter(counts))}", "check the target column"))
+    section = f"  columns: {{input: {_quoted(columns.inputs[0])}, target: {_quoted(columns.target)}}}"
+    return _Found(
+        type=f"{kind}-classification",
+        splits=_splits(data),
+        num_examples=len(table),
+        counts=counts,
+        facts=f"{len(table)} examples, {len(counts)} classes, largest / smallest class {_ratio(counts):.1f}.",
+        columns=section if kind == "text" else "",
+    )
+
+
+def _boxes(data: Path) -> _Found:
+    """Look at images with labelled boxes."""
+    splits = _splits(data)
+    claimed = tuple(split for split, source in splits.items() if split != "train" and source == data)
+    reading = Reading(kind="image", columns=ColumnsSpec(), target="boxes", claimed=claimed)
+    table, _ = read_source(str(data.resolve()), reading, split="train")
+    objects = table.column("label").to_pylist()
+    counts = Counter(each["label"] for found in objects for each in found if not each["ignored"])
+    if not counts:
+        raise InputError(Problem(str(data), "must hold at least one labelled box", "none", "check the annotations"))
+    classes = (
+        f"{len(counts)} classes, largest / smallest class {_ratio(counts):.1f}" if len(counts) > 1 else "one class"
+    )
+    return _Found(
+        type="object-detection",
+        splits=splits,
+        num_examples=len(table),
+        counts=counts,
+        facts=f"{len(table)} images to train on, {sum(counts.values())} objects of {classes}.",
+    )
+
+
+def _measure(found: _Found) -> list[str]:
+    """Return the lines of metric and remedies."""
+    if found.type == "object-detection":
+        return ["  metric: {name: map}   # COCO's; map_50 is Pascal VOC's overlap"]
+    metric, word = ("macro_f1", "im") if _ratio(found.counts) >= _IMBALANCED else ("accuracy", "")
+    return [
+        f"  metric: {{name: {metric}}}   # the classes are {word}balanced",
+        "  balance: none   # or class-weights, sampler",
+    ]
+
+
+def _epochs(found: _Found) -> int:
+    """Return a budget by the number of examples; detectors, which learn through a matching, take four times as long."""
+    epochs = 3 if found.num_examples > 20_000 else 5 if found.num_examples > 2_000 else 10
+    return 4 * epochs if found.type == "object-detection" else epochs
+
+
+def _ratio(counts: Mapping[str, int]) -> float:
+    return max(counts.values()) / min(counts.values())
+
+
+def _train_folder(data: Path) -> Path:
+    """Return the folder of the training split where a folder holds nothing but splits; else ``data``."""
+    inner = data / "train"
+    if not inner.is_dir() or is_detection_source(data):
+        return data
+    others = {path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"train"}
+    has_examples = is_detection_source(inner) or any(path.is_dir() for path in inner.iterdir())
+    return inner if has_examples and others <= {name for names in _NAMES.values() for name in names} else data
+
+
+def _splits(data: Path) -> dict[str, Path | str]:
+    """Return where each split lies: Pascal VOC's own lists, what stands beside ``train``, or a share of train."""
+    if (data / "Annotations").is_dir():
+        official = {split for split in ("train", *_NAMES) if has_official_list(data, split)}
+        beside = {split: data for split in ("validation", "test") if split in official}
+        if "train" not in official:  # then the list of validation says nothing of what is left to train on
+            beside.pop("validation", None)
+    else:
+        beside = {split: path for split in _NAMES if (path := _sibling(data, split))}
+    shares = {"validation": "0.15   # share of train", "test": "0.2   # share of train; sealed"}
+    return {"train": data, **{split: beside.get(split, share) for split, share in shares.items()}}
+
+
+def _title(data: Path) -> str:
+    """Return what a study of these data may be called: of a split's folder, what it lies in."""
+    return data.resolve().parent.name if data.is_dir() and data.name == "train" else data.stem
+
+
+def _where(source: Path | str, base: Path) -> str:
+    return source if isinstance(source, str) else _quoted(_relative(source, base))
 
 
 def _models(checkpoints: Sequence[str], base: Path) -> list[tuple[str, str]]:
@@ -93,12 +192,11 @@ def _models(checkpoints: Sequence[str], base: Path) -> list[tuple[str, str]]:
 
 
 def _sibling(data: Path, split: str) -> Path | None:
-    """Return the file of another split that stands beside ``train.*``."""
-    if data.is_dir() or "train" not in data.stem:
+    """Return the file or folder of another split that stands beside ``train*``."""
+    if "train" not in data.stem:
         return None
-    names = [split, "valid", "val", "dev"] if split == "validation" else [split]
-    candidates = [data.with_name(data.name.replace("train", word)) for word in names]
-    return next((path for path in candidates if path.is_file()), None)
+    candidates = [data.with_name(data.name.replace("train", word)) for word in _NAMES[split]]
+    return next((path for path in candidates if path.is_dir() == data.is_dir() and path.exists()), None)
 
 
 def _relative(path: Path, base: Path) -> str:
