@@ -3,9 +3,9 @@
     python examples/recommendation/make_data.py
 
 Each function of scikit-learn's, SciPy's and NumPy's sources is a user, each function it calls an item, in the order of
-the source. A history is the last eight items, its target the one after. Kept are the 200 items that most users have, and
-as targets those that ten users or more have: what one user alone likes cannot be learnt from others. Sources are parsed,
-never imported. Users are split, not histories: `data.group` keeps each on one side.
+the source. A history is the last eight items, its target the one after. Kept are the 200 items that most users have,
+and as targets those that ten users or more have: what one user alone likes cannot be learnt from others. Sources are
+parsed, never imported. Users are split, not histories: `data.group` keeps each on one side.
 """
 
 from __future__ import annotations
