@@ -160,7 +160,7 @@ def _splits(data: Path) -> dict[str, Path | str]:
     """Return where each split lies: Pascal VOC's own lists, what stands beside ``train``, or a share of train."""
     if (data / "Annotations").is_dir():
         official = {split for split in ("train", *_NAMES) if has_official_list(data, split)}
-        beside = {split: data for split in ("validation", "test") if split in official}
+        beside: dict[str, Path | str] = {split: data for split in ("validation", "test") if split in official}
         if "train" not in official:  # then the list of validation says nothing of what is left to train on
             beside.pop("validation", None)
     else:
