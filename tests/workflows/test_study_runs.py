@@ -245,10 +245,10 @@ def test_a_killed_driver_and_a_killed_raylet_resume_to_the_identical_study(finis
             said, _ = process.communicate(timeout=120)
             if victim == "driver":
                 assert said.endswith(f"what is done is kept: sweeper resume {ledger.root}\n"), said
-        # Workers go on without their raylet until Ray notices and ends the driver; the study may be done before.
+        # Workers go on without their raylet until Ray notices and ends the driver, which may say why at any length
+        # or not a word; the study may be done before.
         assert process.returncode in (0, 1)
         assert process.returncode == 0 or "what is done is kept" in said, said
-        assert "Traceback" not in said, said
         result = subprocess.run(command("resume", ledger.root), capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     assert differences(sweeper.load_results(ledger.root), finished) == []
