@@ -25,7 +25,7 @@ def story(tmp_path_factory):
     mark = {"SWEEPER_NODES": str(os.getpid())}
     with no_leaks(mark=f"SWEEPER_NODES={os.getpid()}"):
         command = [sys.executable, str(PROGRAM), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | mark, timeout=200)
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | mark, timeout=280)
         if "mount namespaces need root" in done.stderr:
             pytest.skip("a memory limit of a node's own needs the right to mount")
         assert done.returncode == 0, done.stderr[-3000:]
