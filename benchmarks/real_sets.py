@@ -134,8 +134,10 @@ def decoders(folder: Path, train: pa.Table, steps: int) -> list[str]:
 
 
 def detectors(folder: Path, train: pa.Table, steps: int) -> list[str]:
-    """Pretrain an RT-DETR and a D-FINE on scenes of ellipses."""
+    """Pretrain an RT-DETR and a D-FINE on scenes of ellipses; one that is there already is kept: each takes minutes."""
     for name, model in blob_scenes.make_models().items():
+        if (folder / name / "model.safetensors").is_file():
+            continue
         loss = blob_scenes.pretrain(model, steps)
         model.save_pretrained(folder / name)
         blob_scenes.processor().save_pretrained(folder / name)

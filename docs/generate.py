@@ -57,7 +57,7 @@ MEANINGS = {
     "lora_learning_rate": "`lora`: their own rate; unset: `learning_rate`",
     "num_adapted_blocks": "`lora`: blocks that get them, from the top; unset: all",
     "num_reinitialised_blocks": "blocks drawn anew, from the top",
-    "balance": "how rare classes count; unset: `training.balance`",
+    "balance": "how rare classes count; unset: `task.balance`",
     "focal_gamma": "focal loss; 0 is cross entropy",
     "patience": "epochs without a better validation score after which the weights stay; unset: never",
     "random_crop": "images: largest shift as a share of the side",
