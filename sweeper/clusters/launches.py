@@ -59,9 +59,13 @@ def home_of(name: str) -> Path:
 
 
 def new_name(study: str, now: float | None = None) -> str:
-    """Return a name for a launch: the study's, the time, and four random letters; fit for Kubernetes and SLURM."""
+    """Return a name for a launch: the study's, the time, and four random letters; fit for Kubernetes and SLURM.
+
+    KubeRay's operator takes names of RayJobs that begin with a letter and have at most 47 characters.
+    """
     stamp = time.strftime("%m%d-%H%M", time.gmtime(now))
-    base = re.sub(r"[^a-z0-9]+", "-", study.lower()).strip("-")[:28].strip("-") or "study"
+    base = re.sub(r"[^a-z0-9]+", "-", study.lower()).strip("-")
+    base = (base if base[:1].isalpha() else f"study-{base}")[:28].strip("-")
     return f"{base}-{stamp}-{secrets.token_hex(2)}"
 
 

@@ -19,6 +19,7 @@ from sweeper.spec.load import validate
 from sweeper.spec.yaml import read_yaml
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_CLUSTER = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTP]i?|m)?")
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 
@@ -26,6 +27,12 @@ _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVAT
 def _label(text: str) -> str:
     if not _LABEL.fullmatch(text):
         raise ValueError("must be at most 63 lower-case letters, digits and dashes, starting with a letter or digit")
+    return text
+
+
+def _cluster_name(text: str) -> str:
+    if not _CLUSTER.fullmatch(text):  # what KubeRay's operator takes
+        raise ValueError("must be at most 53 lower-case letters, digits and dashes, starting with a letter")
     return text
 
 
@@ -43,6 +50,7 @@ def _no_secrets(values: dict[str, str]) -> dict[str, str]:
 
 
 Label = Annotated[str, AfterValidator(_label)]
+ClusterName = Annotated[str, AfterValidator(_cluster_name)]
 Quantity = Annotated[str, AfterValidator(_quantity)]
 Variables = Annotated[dict[str, str], AfterValidator(_no_secrets)]
 
@@ -169,7 +177,9 @@ class KubeRayProfile(Profile):
     image_pull_secrets: list[str] = Field(default_factory=list)
     service_account: str | None = None
     ray_version: str = Field("2.60.0", pattern=r"\d+\.\d+\.\d+", description="that of the image")
-    cluster_name: Label = Field("sweeper", description="kuberay-raycluster: the cluster, made when it does not exist")
+    cluster_name: ClusterName = Field(
+        "sweeper", description="kuberay-raycluster: the cluster, made when it does not exist"
+    )
     head: HeadSpec = Field(default_factory=HeadSpec)
     workers: list[WorkerGroup] = Field(min_length=1)
     idle_seconds: int = Field(120, ge=10, description="the autoscaler removes a worker that was idle for so long")

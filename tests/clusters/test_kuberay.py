@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import shlex
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
 from ruamel.yaml import YAML
 
 from sweeper.clusters.base import CopyFile, Launch, Run
@@ -14,6 +18,7 @@ from sweeper.clusters.profiles import KubeRayProfile, load_profile, profile_path
 from sweeper.core.errors import InputError
 
 SCHEMA = YAML(typ="safe").load((Path(__file__).parent / "kuberay.yaml").read_text())
+KUBERNETES = ("1.28", "1.37")  # the release that KubeRay's reference links to, and the newest one published
 SHIPPED = {"kuberay-rayjob": RayJobCluster, "kuberay-raycluster": RayClusterCluster}
 
 
@@ -28,17 +33,82 @@ def manifests(steps):
     return [m for step in steps if isinstance(step, Run) for m in yaml.load_all(step.stdin)]
 
 
+@functools.cache
+def kubernetes(version):
+    """Kubernetes' published definitions of a release, strict: unknown fields are refused."""
+    folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / f"v{version}.0-local-strict"
+    return Resource.from_contents(json.loads((folder / "_definitions.json").read_text())) @ Registry()
+
+
+def problems(manifest, version=KUBERNETES[-1]):
+    """What KubeRay 1.6.2 on a release of Kubernetes would refuse of a manifest."""
+    if manifest["apiVersion"] != "ray.io/v1":
+        try:
+            kubernetes_validate.validate(manifest, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            return [error.message]
+        return []
+    schema = {**SCHEMA, "$ref": f"#/$defs/{manifest['kind']}"}
+    errors = Draft202012Validator(schema, registry=kubernetes(version)).iter_errors(manifest)
+    return [f"{list(error.absolute_path)}: {error.message}" for error in errors]
+
+
 def check(manifest):
-    validator = Draft202012Validator({**SCHEMA, "$ref": f"#/$defs/{manifest['kind']}"})
-    assert [f"{list(error.absolute_path)}: {error.message}" for error in validator.iter_errors(manifest)] == []
+    assert {version: problems(manifest, version) for version in KUBERNETES} == {version: [] for version in KUBERNETES}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_manifests_of_the_profiles_that_come_along_fit_the_schema(name, tmp_path):
-    found = manifests(SHIPPED[name](load_profile(profile_path(name))).steps(launch(tmp_path)))
-    ray = [manifest for manifest in found if manifest["apiVersion"] == "ray.io/v1"]
-    assert len(ray) == 1
-    check(ray[0])
+def test_manifests_of_the_profiles_that_come_along_fit_the_published_schemas(name, tmp_path):
+    cluster = SHIPPED[name](load_profile(profile_path(name)))
+    found = manifests(cluster.steps(launch(tmp_path)))
+    assert [manifest["apiVersion"] for manifest in found].count("ray.io/v1") == 1
+    for manifest in (*found, cluster._reader("made-1-reader")):
+        check(manifest)
+
+
+def within(manifest, place):
+    """What lies at a place such as ``spec.workerGroupSpecs.0``."""
+    for word in place.split("."):
+        manifest = manifest[int(word) if word.isdigit() else word]
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("spec", "entryPoint", "python"),
+        ("spec", "backoffLimit", "3"),
+        ("spec", "shutdownAfterJobFinishes", False),
+        ("spec.rayClusterSpec", "auth", {"mode": "token"}),
+        ("spec.rayClusterSpec.authOptions", "mode", "none"),
+        ("spec.rayClusterSpec.autoscalerOptions", "version", 2),
+        ("spec.rayClusterSpec.headGroupSpec.rayStartParams", "num-cpus", 0),
+        ("spec.rayClusterSpec.headGroupSpec.template.spec", "nodeselector", {}),
+        ("spec.rayClusterSpec.workerGroupSpecs.0", "maxReplicas", None),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0", "resource", {}),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0.volumeMounts.0", "path", "/x"),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.template.spec.volumes.0.emptyDir", "size", "1Gi"),
+        ("metadata", "name", "4-digits"),
+        ("metadata", "name", "n" * 48),
+    ],
+)
+def test_the_schemas_refuse_what_a_cluster_would(place, key, value, tmp_path):
+    [_, job] = manifests(RayJobCluster(load_profile(profile_path("kuberay-rayjob"))).steps(launch(tmp_path)))
+    wrong = copy.deepcopy(job)
+    within(wrong, place)[key] = value
+    assert problems(job) == []
+    assert len(problems(wrong)) == 1
+
+
+def test_a_cluster_name_that_the_operator_refuses_is_refused_first(tmp_path):
+    for name in ("2nd", "n" * 54):
+        path = tmp_path / "k.yaml"
+        text = profile_path("kuberay-raycluster").read_text()
+        path.write_text(text.replace("cluster_name: sweeper", f"cluster_name: {name}"))
+        with pytest.raises(
+            InputError, match="at most 53 lower-case letters, digits and dashes, starting with a letter"
+        ):
+            load_profile(path)
 
 
 def test_a_manifest_with_every_option_fits_the_schema(tmp_path):
@@ -58,6 +128,7 @@ def test_a_manifest_with_every_option_fits_the_schema(tmp_path):
         storage_path="s3://bucket/results",
     )
     [package, job] = manifests(RayJobCluster(profile).steps(launch(tmp_path)))
+    check(package)
     check(job)
     assert package["kind"] == "ConfigMap"
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token", "secretName": "token"}

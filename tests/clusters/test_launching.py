@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 
 import pytest
@@ -107,6 +108,8 @@ def test_names_of_launches_fit_kubernetes():
     assert name.startswith("intents-2-x")
     assert len(name) <= 47
     assert name == name.lower()
+    assert new_name("2026 digits").startswith("study-2026-digits-")
+    assert re.fullmatch(r"study-[0-9]{4}-[0-9]{4}-[0-9a-f]{4}", new_name("___"))
 
 
 def run(capsys, *words):
