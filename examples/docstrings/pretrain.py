@@ -83,7 +83,8 @@ def of_study(path: Path) -> tuple[list[str], dict[str, Path]]:
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(spec.task, seed=spec.seed, folder=Path(folder), **needs(spec.task))
         texts = data.train().column("text").to_pylist()
-    return texts, {model.name: Path(model.checkpoint) for model in spec.models}
+    # `checkpoints/bert` could be a model of the hub as well: a study takes it for a folder only once there is one.
+    return texts, {model.name: path.resolve().parent / model.checkpoint for model in spec.models}
 
 
 def main() -> None:
