@@ -1,12 +1,13 @@
-"""Do remedies for imbalance pay when they are tuned? Two studies on rare spam, alike but for the search space.
+"""Do remedies for imbalance pay when they are tuned? Two studies of rare wines, alike but for the search space.
 
     python benchmarks/imbalance.py --data DIR [--only plain|remedies] [--output DIR] [--json OUT]
 
-DIR holds sms_spam/messages.csv (UCI). Repeated messages are left out and spam is thinned to one message in twenty; 300
-labelled messages are trained on. Two small encoders are pretrained on the messages of the training split. The plain
-study tunes learning rate, batch size, weight decay and warm-up; the other also `balance` (none, class weights,
-balanced sampling) and `focal_gamma`, with the same number of trials. Both confirm with the same seeds, so that their
-test scores pair up. Each study may be run by itself; the comparison is printed once both have ended.
+DIR holds wine_quality_white/wine.csv (UCI). Grades become three classes: poor (at most 4), ordinary, and excellent (at
+least 8), of which the first and the last are one wine in 27 each. Two small encoders are pretrained on the records of
+the training split. The plain study tunes learning rate, batch size, weight decay and warm-up; the other also `balance`
+(none, class weights, balanced sampling) and `focal_gamma`, with the same number of trials and the same default. Both
+confirm with the same seeds, so that their test scores pair up. Each study may be run by itself; the comparison is
+printed once both have ended.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,29 +45,22 @@ SPACES = {
 }
 MODELS = ("bert", "distilbert")
 SHOWN = ("macro_f1", "average_precision")
-RARE = 20  # one message in so many is spam
-LABELLED = 300
+COLUMNS = ("alcohol", "volatile_acidity", "free_sulfur_dioxide", "residual_sugar", "chlorides", "ph")
+LABELLED = 1000
 
 
-def thinned(source: Path, target: Path) -> None:
-    """Write the messages without repetitions, spam thinned."""
-    table = pyarrow.csv.read_csv(source, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
-    messages: dict[str, str] = {}
-    for message, label in zip(table.column("message").to_pylist(), table.column("label").to_pylist(), strict=True):
-        messages.setdefault(message, label)
-    spam = [message for message, label in messages.items() if label == "spam"]
-    ham = [message for message, label in messages.items() if label == "ham"]
-    order = np.random.default_rng(0).permutation(len(spam))[: len(ham) // (RARE - 1)]
-    kept = set(ham) | {spam[at] for at in order}
-    rows = [(message, label) for message, label in messages.items() if message in kept]
-    columns = {"message": [message for message, _ in rows], "label": [label for _, label in rows]}
-    pyarrow.csv.write_csv(pa.table(columns), target)
-    print(f"{target}: {len(ham)} ham, {len(order)} spam", flush=True)
+def graded(source: Path, target: Path) -> None:
+    """Write the records with three classes in the place of grades."""
+    table = pyarrow.csv.read_csv(source)
+    grades = table.column("quality").to_pylist()
+    labels = ["poor" if grade <= 4 else "excellent" if grade >= 8 else "ordinary" for grade in grades]
+    pyarrow.csv.write_csv(table.select(list(COLUMNS)).append_column("class", pa.array(labels)), target)
+    print(f"{target}: {dict(Counter(labels))}", flush=True)
 
 
 def study(name: str, options: argparse.Namespace, labelled: int | None) -> dict[str, Any]:
     """Return a study; both share everything but name and space."""
-    data = {"train": "messages.csv", "validation": 0.2, "test": 0.4}
+    data = {"train": "wines.csv", "validation": 0.15, "test": 0.35}
     return {
         "schema": 1,
         "name": name,
@@ -73,9 +68,9 @@ def study(name: str, options: argparse.Namespace, labelled: int | None) -> dict[
         "task": {
             "type": "text-classification",
             "data": data if labelled is None else {**data, "max_train_examples": labelled},
-            "columns": {"input": "message", "target": "label"},
-            "metric": {"name": options.metric},
-            "max_length": 48,
+            "columns": {"input": list(COLUMNS), "target": "class", "significant_digits": 3},
+            "metric": {"name": "macro_f1"},
+            "max_length": 64,
         },
         "models": [{"name": model, "checkpoint": f"./{model}"} for model in MODELS],
         "search": {"num_trials": options.trials, "max_epochs": options.epochs, "space": f"{name}.yaml"},
@@ -87,14 +82,14 @@ def prepare(options: argparse.Namespace) -> None:
     """Write data, spaces and studies, and pretrain the encoders where they are missing."""
     home = options.output
     home.mkdir(parents=True, exist_ok=True)
-    thinned(options.data / "sms_spam" / "messages.csv", home / "messages.csv")
+    graded(options.data / "wine_quality_white" / "wine.csv", home / "wines.csv")
     for name, space in SPACES.items():
         (home / f"{name}.yaml").write_text(space)
         (home / f"{name}-study.yaml").write_text(json.dumps(study(name, options, LABELLED), indent=1))
     if not all((home / model / "model.safetensors").is_file() for model in MODELS):
         unlabelled = home / "pretraining.yaml"
         unlabelled.write_text(json.dumps(study("plain", options, None), indent=1))
-        real_sets.make_models(home, unlabelled, real_sets.SETS["sms"], options.steps)
+        real_sets.make_models(home, unlabelled, real_sets.SETS["wine"], options.steps)
 
 
 def scores(home: Path, name: str, metric: str) -> dict[str, dict[int, float]]:
@@ -132,11 +127,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", choices=list(SPACES))
-    parser.add_argument("--metric", default="macro_f1")
-    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=300, help="of pretraining")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=150, help="of pretraining")
     parser.add_argument("--prepare", action="store_true", help="make data and models, and stop")
     parser.add_argument("--output", type=Path, default=Path("results/imbalance"))
     parser.add_argument("--json", type=Path)
