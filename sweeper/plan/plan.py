@@ -107,6 +107,8 @@ def make_plan(
         training["strategy"] = spec.training.strategy
     if spec.training.gradient_checkpointing:
         training["gradient_checkpointing"] = True
+    if spec.training.packing:
+        training["packing"] = True
     content = {
         "seed": spec.seed,
         "objective": {"metric": objective.metric, "goal": objective.goal},

@@ -253,6 +253,9 @@ class TrainingSpec(_Section):
     gradient_checkpointing: bool = Field(
         False, description="compute states again in the backward pass instead of keeping them: less memory, more time"
     )
+    packing: bool = Field(
+        False, description="text generation: training examples of a batch share rows of max_length, kept apart"
+    )
     micro_batch_size: int | None = Field(
         None, ge=1, description="most examples a worker holds at once; gradients accumulate up to batch_size"
     )

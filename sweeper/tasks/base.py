@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Model inputs by the name of ``forward``'s argument, each with B rows, and targets with B rows.
+    """Model inputs by the name of ``forward``'s argument, each with B rows, and targets with B rows (fewer if packed).
 
     ``follow`` moves targets the way augmentation moved the images: given the batch, (B, 2) pixels down and to the right
     and (B,) whether mirrored, it returns the batch with everything but the pixels moved. None: targets have no place.
@@ -208,6 +208,15 @@ class Writing(Protocol):
 
     def write(self, module: Any, examples: Any, rows: NDArray[np.int64], device: torch.device) -> NDArray[np.float32]:
         """Return what the model, in evaluation mode, answers to rows by itself: (B, C) numbers."""
+        ...
+
+
+@runtime_checkable
+class Packing(Protocol):
+    """A task whose training examples may share rows, so that less is padded."""
+
+    def packed(self, examples: Any, rows: NDArray[np.int64]) -> Batch:
+        """Gather B examples in fewer rows; ``loss`` of the outputs is that of each example by itself, (B,)."""
         ...
 
 

@@ -17,6 +17,7 @@ from sweeper.spec.study import TaskSpec
 from sweeper.tasks.base import PLAIN_LOSS, Batch, LossOptions, Metric, NamedTargets
 from sweeper.tasks.labelled import Labelled
 from sweeper.tasks.metrics import GENERATION, WRITTEN, generation_scores, written_scores
+from sweeper.tasks.packed import first_fit, separating_mask, sums_by_owner
 from sweeper.tasks.text import DEFAULT_MAX_LENGTH, bucket, pad_token, ragged
 from sweeper.tasks.written import as_numbers, as_texts, write_greedily
 
@@ -108,8 +109,17 @@ class TextGeneration(Labelled):
     def loss(self, outputs: Any, targets: torch.Tensor, options: LossOptions = PLAIN_LOSS) -> torch.Tensor:
         """Return the mean cross entropy of each example's answer tokens (B,): every example counts alike."""
         assert replace(options, label_smoothing=0.0) == PLAIN_LOSS, "refused before"
+        if targets.dim() == 3:  # of `packed`
+            tokens, owners = targets.unbind(dim=-1)
+            losses, bears = _token_losses(outputs, tokens, options.label_smoothing)
+            count, owners = int(owners.max()) + 1, owners[:, 1:]
+            return sums_by_owner(losses, owners, count) / sums_by_owner(bears, owners, count).clamp_min(1)
         losses, bears = _token_losses(outputs, targets, options.label_smoothing)
         return losses.sum(dim=1) / bears.sum(dim=1).clamp_min(1)
+
+    def packed(self, examples: AnswerExamples, rows: NDArray[np.int64]) -> Batch:
+        """Gather B examples in fewer rows, kept apart: see `AnswerExamples.packed`."""
+        return examples.packed(rows)
 
     def predict(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         """Return each answer's summed cross entropy, its tokens, and how many were the most probable ones (B, 3)."""
@@ -203,6 +213,31 @@ class AnswerExamples(NamedTargets):
         targets = np.where(inside & (at >= self._starts[indices][:, None]), tokens, IGNORED)
         inputs = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(inside.astype(np.int64))}
         return Batch(inputs=inputs, targets=torch.from_numpy(targets))
+
+    def packed(self, indices: NDArray[np.int64]) -> Batch:
+        """Lay B examples end to end in R rows; targets (R, L, 2) are tokens and the example that each belongs to.
+
+        Positions begin anew with each example, and attention ends at its beginning, so each is computed as if alone.
+        """
+        import torch
+
+        lengths = self.lengths[indices]
+        rows, begins = first_fit(lengths, self._max_length)
+        shape = int(rows.max()) + 1, bucket(int((begins + lengths).max()), self._max_length)
+        tokens, owners = np.full(shape, self._pad, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+        targets, positions = np.full(shape, IGNORED, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for example, (index, row, begin, length) in enumerate(zip(indices, rows, begins, lengths, strict=True)):
+            place = row, slice(begin, begin + length)
+            tokens[place] = self._values[self._offsets[index] : self._offsets[index + 1]]
+            owners[place], positions[place] = example, np.arange(length)
+            answer = row, slice(begin + max(1, self._starts[index]), begin + length)  # nothing predicts a first token
+            targets[answer] = tokens[answer]
+        inputs = {
+            "input_ids": torch.from_numpy(tokens),
+            "position_ids": torch.from_numpy(positions),
+            "attention_mask": separating_mask(torch.from_numpy(owners)),
+        }
+        return Batch(inputs=inputs, targets=torch.from_numpy(np.stack([targets, owners], axis=-1)))
 
     def prompts(self, indices: NDArray[np.int64], longest: int) -> dict[str, torch.Tensor]:
         """Gather the ends of B prompts, at most ``longest`` tokens of each, padded on the left: (B, L) int64."""

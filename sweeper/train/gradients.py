@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sweeper.core.errors import InfeasibleError
 from sweeper.core.seeds import derive_seed
-from sweeper.tasks.base import Batch, Examples, LossOptions, Task
+from sweeper.tasks.base import Batch, Examples, LossOptions, Packing, Task
 from sweeper.train import parallel
 from sweeper.train.activation_cache import Serving, uncached
 from sweeper.train.augment import Augmentation, Draws
@@ -142,8 +142,14 @@ class Gradients:
 
     def _augmented(self, rows: NDArray[np.int64], at: NDArray[np.int64], draws: Draws | None) -> Batch:
         with self._measure("data"):
-            batch = self.examples.batch(rows[at])
+            batch = self._batch(rows[at])
         return batch if draws is None else self.augmentation.apply(batch, draws, at)
+
+    def _batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Gather examples, packed where that was asked for; states of frozen blocks are stored an example a row."""
+        if self.options.packing and self.serve is uncached and isinstance(self.task, Packing):
+            return self.task.packed(self.examples, rows)
+        return self.examples.batch(rows)
 
     def _forward(self, batch: Batch, rows: NDArray[np.int64]) -> Any:
         with self._measure("forward"), self.options.autocast(), self.serve(rows):

@@ -32,6 +32,7 @@ from sweeper.train.evaluate import evaluate, write_threshold
 from sweeper.train.gradients import Gradients
 from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
 from sweeper.train.options import TrainOptions
+from sweeper.train.packing import check_packing
 from sweeper.train.readback import (
     check_batch_size,
     check_lora,
@@ -158,6 +159,8 @@ class TrainingRun(Iterator[Measurement]):
         self._layout = model.layout
         if (lora := self._settings.lora) is not None:
             self._layout = adapters.attach(self._module, model.layout, lora, derive_seed(trial.seed, "adapters"))
+        if options.packing:
+            check_packing(self._module, task, data.train, self._augmentation)
         if options.gradient_checkpointing:
             sharding.checkpoint_activations(self._module)
         self._module = self._module if self._is_sharded else self._module.to(self._device)
@@ -171,6 +174,7 @@ class TrainingRun(Iterator[Measurement]):
             "precision": options.precision,
             "num_workers": parallel.world_size(),
             "strategy": options.strategy,
+            "packing": options.packing,
             "gradient_checkpointing": bool(getattr(self._module, "is_gradient_checkpointing", False)),
             "num_reinitialised_blocks": live_reinitialised,
             "balance": self._balance,

@@ -40,6 +40,8 @@ class TrainOptions:
         With several workers: ``ddp`` holds the model on each, ``fsdp`` shares it out.
     gradient_checkpointing:
         Compute the blocks' states again in the backward pass instead of keeping them.
+    packing:
+        Let training examples of a batch share rows, where the task can keep them apart and no frozen block is spared.
     measure:
         Told what is being done, for a profile.
     """
@@ -51,6 +53,7 @@ class TrainOptions:
     balance: str = "none"
     strategy: str = "ddp"
     gradient_checkpointing: bool = False
+    packing: bool = False
     measure: Measure = field(default=unmeasured, compare=False, repr=False)
 
     def autocast(self) -> Any:

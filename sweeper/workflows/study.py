@@ -22,7 +22,7 @@ from sweeper.spec.study import ModelSpec, StudySpec
 from sweeper.store.manifest import read_manifest
 from sweeper.store.paths import ResultPaths
 from sweeper.store.temporary import temporary_folder
-from sweeper.tasks.base import Task
+from sweeper.tasks.base import Packing, Task
 from sweeper.tasks.labelled import not_applicable
 from sweeper.tasks.registry import make_task, needs
 from sweeper.train.options import TrainOptions
@@ -108,6 +108,8 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
         other = prepare_retention(spec, data_folder, str(wanted["kind"]))
     task = make_task(spec.task, data.facts)
     _refuse_useless(task, spaces)
+    if spec.training.packing:
+        _refuse_packing(task, spaces)
     plan = make_plan(
         spec,
         objective=task.objective,
@@ -193,6 +195,21 @@ def _refuse_useless(task: Task, spaces: Mapping[str, SearchSpace]) -> None:
         raise InputError(problems)
 
 
+def _refuse_packing(task: Task, spaces: Mapping[str, SearchSpace]) -> None:
+    """Refuse rows shared by examples where the task knows none, or a space searches what they cannot have."""
+    place = "training.packing"
+    if not isinstance(task, Packing):
+        raise InputError(Problem(place, "only text generation packs examples", task.type, "remove it"))
+    rule = "token_dropout needs a row for each example"
+    problems = [
+        Problem(place, rule, f"true, and token_dropout in the space of {model}", "remove one of the two")
+        for model, space in spaces.items()
+        if any(parameter.name == "token_dropout" for parameter in space)
+    ]
+    if problems:
+        raise InputError(problems)
+
+
 def train_options(study: Study, *, uses_gpu: bool) -> TrainOptions:
     """Return how training runs on this hardware; a precision of ``auto`` is what an earlier session settled it to."""
     precision: str = study.spec.training.precision
@@ -207,4 +224,5 @@ def train_options(study: Study, *, uses_gpu: bool) -> TrainOptions:
         balance=study.spec.task.balance,
         strategy=study.spec.training.strategy,
         gradient_checkpointing=study.spec.training.gradient_checkpointing,
+        packing=study.spec.training.packing,
     )

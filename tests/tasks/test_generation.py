@@ -11,6 +11,7 @@ import tiny
 import torch
 import transformers as hf
 
+import sweeper
 from sweeper.core.errors import InfeasibleError, InputError
 from sweeper.core.selection import best_measurement
 from sweeper.core.trial import TrialSpec
@@ -18,16 +19,20 @@ from sweeper.data.prepare import prepare
 from sweeper.models.load import load
 from sweeper.spec.space import load_space, preset_path
 from sweeper.spec.study import ModelSpec, TaskSpec
+from sweeper.tasks.packed import separating_mask
 from sweeper.tasks.registry import make_task, needs
 from sweeper.tasks.text_generation import IGNORED
 from sweeper.tasks.written import as_numbers, as_texts
 from sweeper.train.evaluate import predict
 from sweeper.train.loop import TrainData, train
 from sweeper.train.options import TrainOptions
+from sweeper.workflows.study import provisional
 
 SIZE = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 60, "eos_token_id": 61}
 FAMILIES = {
-    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, **SIZE)),
+    "gpt2": lambda: hf.GPT2LMHeadModel(
+        hf.GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, attn_pdrop=0.0, **SIZE)
+    ),
     "llama": lambda: hf.LlamaForCausalLM(
         hf.LlamaConfig(
             hidden_size=32,
@@ -70,10 +75,10 @@ class Bench:
         tables = {"train": self.data.train(), "validation": self.data.validation()}
         self.splits = {k: self.task.open(self.task.encode(t, pre), pre) for k, t in tables.items()}
 
-    def run(self, max_epochs=4, resume=None, **params):
+    def run(self, max_epochs=4, resume=None, options=None, **params):
         params = {"learning_rate": 1e-2, "batch_size": 16, "warmup_ratio": 0.0} | params
         trial = TrialSpec(trial_id="t", number=0, model="m", params=params, seed=1, max_epochs=max_epochs)
-        return train(trial, self.task, self.model, TrainData(**self.splits), TrainOptions(), resume)
+        return train(trial, self.task, self.model, TrainData(**self.splits), options or TrainOptions(), resume)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -205,3 +210,49 @@ def test_settings_of_writing_that_cannot_be_are_refused(tmp_path):
 def test_texts_travel_as_numbers():
     texts = ["", "a\nb", "\U0001f600 ż"]
     assert as_texts(as_numbers(texts)).tolist() == texts
+
+
+def test_packed_examples_are_computed_as_if_each_were_alone(bench):
+    rows, module = np.arange(12), bench.model.instantiate(0, {}).eval()
+    packed = bench.task.packed(bench.splits["train"], rows)
+    assert packed.inputs["input_ids"].shape[0] < len(rows)
+    gradients = []
+    for batches in ([packed], [bench.splits["train"].batch(rows[[at]]) for at in rows]):
+        losses = torch.cat([bench.task.loss(module(**batch.inputs), batch.targets) for batch in batches])
+        losses.sum().backward()
+        gradients.append((losses.detach(), [p.grad.clone() for p in module.parameters()]))
+        module.zero_grad()
+    (together, of_packed), (alone, of_each) = gradients
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    for mine, wanted in zip(of_packed, of_each, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_packed_trial_measures_what_an_unpacked_one_does(bench):
+    still = {"dropout": 0.0, "max_epochs": 2}
+    plain, packed = (list(bench.run(options=TrainOptions(packing=flag), **still)) for flag in (False, True))
+    assert [m.train_loss for m in packed] == pytest.approx([m.train_loss for m in plain], rel=1e-3)
+    assert packed[-1].metrics["perplexity"] == pytest.approx(plain[-1].metrics["perplexity"], rel=1e-2)
+    assert bench.run(options=TrainOptions(packing=True)).effective["packing"]
+
+
+def test_packing_is_refused_where_examples_would_see_each_other(bench, monkeypatch):
+    options = TrainOptions(packing=True)
+    with pytest.raises(InfeasibleError, match="token_dropout"):
+        bench.run(options=options, token_dropout=0.1)
+
+    def causal(owners):
+        return separating_mask(torch.zeros_like(owners))
+
+    monkeypatch.setattr("sweeper.tasks.text_generation.separating_mask", causal)
+    with pytest.raises(InfeasibleError, match="does not keep the examples of a row apart"):
+        bench.run(options=options)
+
+
+def test_a_study_that_has_nothing_to_pack_is_refused(tmp_path, checkpoints):
+    path = tiny.write_study(tmp_path, checkpoints, models=("vit",), num_trials=1)
+    with (
+        pytest.raises(InputError, match=r"training\.packing: only text generation packs examples"),
+        provisional(sweeper.load_study(path, ["training.packing=true"])),
+    ):
+        pass
