@@ -225,6 +225,7 @@ class _Asker(_Unsaved, Searcher):
         self._config = config
         self.under_way: dict[str, Assignment] = {}
         self.error: BaseException | None = None  # Tune would wrap it in text; `_tune_run` raises it as it was
+        self.lost_actor = False  # that Tune run ends, and a fresh one takes over on the same lanes
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:  # noqa: ARG002 - Tune's signature
         """Accept any limit: counting is done here: Tune's own limiter counts differently."""
@@ -250,8 +251,13 @@ class _Asker(_Unsaved, Searcher):
         result: dict[str, Any] | None = None,  # noqa: ARG002 - Tune's signature
         error: bool = False,
     ) -> None:
-        """Free the slot; an assignment that had not ended goes back to the conductor."""
+        """Free the slot; an assignment that had not ended goes back to the conductor. An error is a dead actor.
+
+        A callback of Tune would be told too; but where one is given, Tune counts which of its own integrations it is,
+        and imports wandb for that into the driver.
+        """
         assignment = self.under_way.pop(trial_id, None)
+        self.lost_actor = self.lost_actor or error
         if assignment is not None and error:
             self._conductor.lost(assignment)
 
@@ -269,7 +275,6 @@ class _Ears(_Unsaved, tune.Stopper):
         self._conductor = conductor
         self._lanes = lanes
         self._asker = asker
-        self.lost_actor = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Take a report; True stops the Tune trial."""
@@ -288,18 +293,8 @@ class _Ears(_Unsaved, tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether the Tune run ends as a whole."""
-        broken = self.lost_actor or self._asker.error is not None or self._lanes.failure is not None
+        broken = self._asker.lost_actor or self._asker.error is not None or self._lanes.failure is not None
         return broken or self._conductor.stopping
-
-
-class _Watch(_Unsaved, tune.Callback):
-    """Notices a dead Tune actor: that run ends and a fresh one takes over on the same lanes."""
-
-    def __init__(self, ears: _Ears) -> None:
-        self._ears = ears
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._ears.lost_actor = True
 
 
 def run_assignments(
@@ -354,7 +349,6 @@ def _tune_run(
         "epoch_timeout_seconds": epoch_timeout_seconds,
     }
     asker = _Asker(conductor, lanes, config)
-    ears = _Ears(conductor, lanes, asker)
     tuner = tune.Tuner(
         # A sliver of the head node, not of a CPU: an exact-fit cluster keeps its CPUs for the lanes, and thin
         # actors stay off nodes that may be taken away.
@@ -365,8 +359,7 @@ def _tune_run(
         run_config=tune.RunConfig(
             name=run,
             storage_path=str(scratch / "ray"),
-            stop=ears,
-            callbacks=[_Watch(ears)],
+            stop=_Ears(conductor, lanes, asker),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -386,4 +379,4 @@ def _tune_run(
         raise asker.error
     if lanes.failure is not None:
         raise RunFailedError(lanes.failure)
-    return ears.lost_actor and not conductor.stopping
+    return asker.lost_actor and not conductor.stopping

@@ -1,20 +1,28 @@
-"""Tune's actors and the exchange together without Ray: each actor in a thread, the exchange on a loop of its own."""
+"""Tune's actors and the exchange together without Ray: each actor in a thread, the exchange on a loop of its own.
+
+And what becomes of a Tune run that loses an actor, by Tune's own code for that.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import lanework
 import pytest
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.search.search_generator import SearchGenerator
 
 from sweeper.core.trial import TrialSpec
 from sweeper.engine import tune
 from sweeper.engine.exchange import NOBODY, Exchange, Joining
 from sweeper.engine.lanes import _guarded
 from sweeper.engine.messages import Assignment, Leave
-from sweeper.engine.tune import LaneTrainable
+from sweeper.engine.tune import LaneTrainable, run_assignments
 
 
 class Handle:
@@ -99,3 +107,55 @@ def test_an_actor_goes_on_with_the_next_trial_before_or_after_the_driver_has_fre
         one.reset_config(config(name))
         handle.finish.remote("nobody").result(10)
     one.cleanup()
+
+
+class OneTrial:
+    """A conductor with one assignment; whoever takes a report ends it."""
+
+    stopping = False
+
+    def __init__(self):
+        self.waiting, self.given, self.taken = [config("a")["assignment"]], 0, 0
+
+    def next(self):
+        self.given += bool(self.waiting)
+        return self.waiting.pop() if self.waiting else "done"
+
+    def take(self, report):
+        self.taken += 1
+        return True
+
+    def lost(self, assignment):
+        self.waiting.append(assignment)
+
+
+def test_a_run_that_loses_an_actor_is_taken_over_by_a_fresh_one_without_a_callback_of_tune(monkeypatch, tmp_path):
+    runs = []
+
+    class Tuner:
+        """Asks for a trial, whose actor dies in the first run and reports in the second."""
+
+        def __init__(self, trainable, *, tune_config, run_config):
+            runs.append(run_config)
+            self.searcher, self.stopper = tune_config.search_alg, run_config.stop
+
+        def fit(self):
+            assert "assignment" in self.searcher.suggest("one")
+            if len(runs) == 1:
+                trial = Mock(trial_id="one", status=Trial.RUNNING)
+                trial.should_recover.return_value = False
+                controller = Mock(_search_alg=SearchGenerator(self.searcher))
+                TuneController._process_trial_failure(controller, trial, RuntimeError("the actor died"))
+                assert self.stopper.stop_all()
+            else:
+                assert self.stopper("one", {"report": Mock(trial_id="a")})
+                assert not self.stopper.stop_all()
+
+    monkeypatch.setattr(tune.tune, "Tuner", Tuner)
+    lanes = SimpleNamespace(exchange_name="e", count=1, group_of={}, failure=None, reclaim=Mock(), finish=Mock())
+    conductor, restarts = OneTrial(), []
+    run_assignments(
+        lanes, conductor, scratch=tmp_path, max_retries=0, epoch_timeout_seconds=1.0, on_restart=restarts.append
+    )
+    assert (len(runs), conductor.given, conductor.taken, len(restarts)) == (2, 2, 1, 1)
+    assert not any(run.callbacks for run in runs), "to count whose callback one is, Tune imports wandb into the driver"

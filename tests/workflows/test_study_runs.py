@@ -256,8 +256,20 @@ def test_a_killed_driver_and_a_killed_raylet_resume_to_the_identical_study(finis
     assert len({tuple(row.values()) for row in measured}) == len(measured)
 
 
+@pytest.fixture
+def importers_of_wandb(tmp_path, monkeypatch):
+    """A file in which a stand-in for wandb, first on the path of all that the test starts, notes who imports it."""
+    note, package = tmp_path / "importers", tmp_path / "stand-in" / "wandb"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        f"import traceback\nopen({str(note)!r}, 'a').writelines(traceback.format_stack())\nraise ImportError('stand-in')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package.parent), os.environ["PYTHONPATH"]]))
+    return note
+
+
 @pytest.mark.fault
-def test_an_interrupted_run_exits_with_130_and_says_how_to_go_on(checkpoints, tmp_path, marked):
+def test_an_interrupted_run_exits_with_130_and_says_how_to_go_on(checkpoints, tmp_path, marked, importers_of_wandb):
     path = tiny.write_study(tmp_path, checkpoints, num_trials=30)
     ledger = ResultPaths(tmp_path / "results" / "tiny").ledger
     with no_leaks(mark=marked):
@@ -272,6 +284,7 @@ def test_an_interrupted_run_exits_with_130_and_says_how_to_go_on(checkpoints, tm
     assert not (ledger.parent / "lock.json").exists()
     status = subprocess.run(command("status", path, "--json"), capture_output=True, text=True)
     assert json.loads(status.stdout)["phase"] == "search"
+    assert not importers_of_wandb.exists(), f"only the tracking process needs wandb:\n{importers_of_wandb.read_text()}"
 
 
 def test_planning_and_checking_write_nothing(checkpoints, tmp_path):
