@@ -4,8 +4,8 @@
 
 STUDY is one of text generation. The first epoch's batches are gathered as training gathers them, of like length and
 padded to fixed bounds, and packed; and both again in random order, which shows what putting like lengths together
-spares by itself. Shares of tokens that are text come from the whole epoch, milliseconds of an example from forward and
-backward passes over some of its batches on one core. Losses of packed and unpacked examples are compared.
+spares by itself. Shares of tokens that are text come from the whole epoch, milliseconds of an example (processor time)
+from forward and backward passes over some of its batches. Losses of packed and unpacked examples are compared.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from sweeper.workflows.study import provisional
 
 
 def seconds(module: Any, task: Task, batches: list[Batch]) -> float:
-    """Return the seconds of forward and backward passes over some batches."""
-    began = time.perf_counter()
+    """Return the processor seconds of forward and backward passes over some batches."""
+    began = time.process_time()
     for batch in batches:
         task.loss(module(**batch.inputs, use_cache=False), batch.targets).sum().backward()
         module.zero_grad(set_to_none=True)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def main() -> None:
