@@ -254,7 +254,8 @@ class TrainingSpec(_Section):
         False, description="compute states again in the backward pass instead of keeping them: less memory, more time"
     )
     packing: bool = Field(
-        False, description="text generation: training examples of a batch share rows of max_length, kept apart"
+        False,
+        description="text generation: training examples share rows of max_length, kept apart; for much shorter texts",
     )
     micro_batch_size: int | None = Field(
         None, ge=1, description="most examples a worker holds at once; gradients accumulate up to batch_size"

@@ -390,6 +390,8 @@ class TrainingRun(Iterator[Measurement]):
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
         lengths = self._data.train.lengths
+        if self._options.packing:  # rows fill up best with examples of all lengths
+            lengths = np.ones_like(lengths)
         sampling = self._weights[self._data.train.targets] if self._balance == "sampler" else None
         seed = derive_seed(self._trial.seed, "order")
         return epoch_batches(lengths, self._settings.batch_size, seed, epoch, sampling)

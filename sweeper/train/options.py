@@ -42,6 +42,7 @@ class TrainOptions:
         Compute the blocks' states again in the backward pass instead of keeping them.
     packing:
         Let training examples of a batch share rows, where the task can keep them apart and no frozen block is spared.
+        Batches then hold examples of all lengths.
     measure:
         Told what is being done, for a profile.
     """
