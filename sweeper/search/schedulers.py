@@ -22,6 +22,7 @@ from sweeper.spec.study import SchedulerSpec
 from sweeper.train.settings import Settings
 
 LEAST_EPOCHS = 2  # after one epoch a fresh head has hardly begun: the order of trials says little about the final one
+LAST_FACTOR = 2  # one trial in so many passes each rung once none is left to begin
 MEDIAN_OF = 5  # values that a median needs: Optuna's default number of start-up trials
 
 
@@ -62,13 +63,15 @@ class EarlyStopping(Protocol):
         """
         ...
 
-    def promote(self, *, last: bool = False) -> Promotion | None:
+    def promote(self, *, last: bool = False, idle: bool = False) -> Promotion | None:
         """Choose a paused trial that has earned to go on, or None.
 
         Parameters
         ----------
         last:
-            No trial is under way and none will be added: each rung lets at least its best one pass.
+            No trial will be added: more may pass.
+        idle:
+            With ``last``, no trial is under way either: each rung lets at least its best one pass.
         """
         ...
 
@@ -112,7 +115,7 @@ class NoStopping:
         """Continue, always."""
         return Decision.CONTINUE
 
-    def promote(self, *, last: bool = False) -> Promotion | None:  # noqa: ARG002
+    def promote(self, *, last: bool = False, idle: bool = False) -> Promotion | None:  # noqa: ARG002
         """Nothing is ever paused."""
         return None
 
@@ -231,12 +234,12 @@ class _Rung:
             self.first[trial_id] = Decision.CONTINUE
         return self.first[trial_id]
 
-    def best_waiting(self, factor: int, *, last: bool = False) -> str | None:
-        """Return the best waiting trial, as long as fewer than one in ``factor`` have passed."""
+    def best_waiting(self, factor: int, least: int = 0) -> str | None:
+        """Return the best waiting trial, as long as fewer than ``least`` or one in ``factor`` have passed."""
         while self._waiting and (self._waiting[0][2] in self.passed or self._waiting[0][2] in self._ended):
             heapq.heappop(self._waiting)
         passed = len(self.passed) - sum(trial_id in self.passed for trial_id in self._protected)
-        is_free = passed < len(self.first) // factor or (last and not passed)
+        is_free = passed < max(least, len(self.first) // factor)
         return self._waiting[0][2] if self._waiting and is_free else None
 
     def end(self, trial_id: str, *, failed: bool) -> None:
@@ -254,6 +257,10 @@ class AshaPromotion:
     than one in η of those that have reached the rung has passed it (D-ASHA: Li et al. 2022, arXiv 2201.06834), which is
     so on arrival now and then. Promotions from higher rungs come first, and all of them before new trials. Without the
     delay every trial passes that is among the best 1/η on arrival: when suggestions improve that is most of them.
+
+    Once no trial is left to begin, half of each rung passes in all. During the search what one trial costs is taken
+    from others that could be begun; at its end it is not, and with three rungs one trial in 27 would be all there is to
+    choose from: the best one is often among those that wait (`benchmarks/RESULTS.md`, on the truly best model).
 
     Parameters are those of `AshaStopping`.
     """
@@ -279,13 +286,14 @@ class AshaPromotion:
             return rung.first[trial_id]
         return rung.arrive(trial_id, self._objective.loss(value), self._factor, protected=protected)
 
-    def promote(self, *, last: bool = False) -> Promotion | None:
+    def promote(self, *, last: bool = False, idle: bool = False) -> Promotion | None:
         """Choose the best promotable trial of the highest rung that has one; see `EarlyStopping`.
 
         With ``last`` the lowest rung comes first: who passes it is still to be judged at the next.
         """
+        factor = min(self._factor, LAST_FACTOR) if last else self._factor
         for epoch, rung in sorted(self._rungs.items(), reverse=not last):
-            trial_id = rung.best_waiting(self._factor, last=last)
+            trial_id = rung.best_waiting(factor, least=int(last and idle))
             if trial_id is not None:
                 self.promoted(Promotion(trial_id, epoch))
                 return Promotion(trial_id, epoch)
@@ -301,8 +309,8 @@ class AshaPromotion:
             rung.end(trial_id, failed=failed)
 
     def expected_epochs(self, max_epochs: int) -> float:
-        """One trial in η passes each rung."""
-        return _expected_epochs(self.rungs, self._factor, max_epochs)
+        """Half of the trials, or one in η where that is more, have passed each rung when the search has ended."""
+        return _expected_epochs(self.rungs, min(self._factor, LAST_FACTOR), max_epochs)
 
 
 class Hyperband(NoStopping):

@@ -174,7 +174,9 @@ class SchedulerSpec(_Section):
         description="asha: stopping at rungs; asha-promotion: trials wait at rungs and go on once they earn it; "
         "hyperband: brackets of asha; median: below the median of all at that epoch",
     )
-    reduction_factor: int = Field(3, ge=2, description="one trial in this many passes each rung")
+    reduction_factor: int = Field(
+        3, ge=2, description="one trial in this many passes each rung; asha-promotion: half do in the end"
+    )
     grace_fraction: float = Field(
         0.04,
         gt=0,

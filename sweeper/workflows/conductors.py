@@ -233,10 +233,12 @@ class SearchConductor(_Conductor):
         for name in self._tallies:
             if name in open_models and not self._fits(name):
                 continue  # its lanes are busy with other models
-            if not any(running.trial.model == name for running in self._running.values()):
-                last = self._stoppings[name].promote(last=True) if name in open_models else None
+            is_idle = not any(running.trial.model == name for running in self._running.values())
+            if name in open_models:
+                last = self._stoppings[name].promote(last=True, idle=is_idle)
                 if last is not None:
                     return self._promote(last)
+            if is_idle:
                 self._end_paused(name)
         self._give_up_if_hopeless()
         return None

@@ -76,13 +76,15 @@ def test_at_most_one_in_the_factor_passes_a_rung_however_much_suggestions_improv
         assert len(passed) == arrived // factor, "no fewer either"
 
 
-def test_a_search_that_ends_lets_the_best_of_each_rung_pass():
+def test_a_search_that_ends_lets_half_of_each_rung_pass_and_at_least_its_best():
     asha = AshaPromotion(OBJECTIVE, 9, 3, 0.3)
-    asha.decide("default", 3, 0.9, protected=True)
     assert asha.decide("a", 3, 0.5) is Decision.PAUSE
-    assert asha.promote() is None
-    assert asha.promote(last=True) == Promotion("a", 3)
-    assert asha.promote(last=True) is None
+    assert asha.promote(last=True) is None, "a better one may be under way"
+    assert asha.promote(last=True, idle=True) == Promotion("a", 3)
+    asha = AshaPromotion(OBJECTIVE, 9, 3, 0.3)
+    on_arrival = [str(index) for index in range(9) if asha.decide(str(index), 3, -index) is Decision.CONTINUE]
+    promoted = [asha.promote(last=True) for _ in range(5 - len(on_arrival))]
+    assert promoted == [*(Promotion(str(index), 3) for index in range(4 - len(on_arrival))), None], "4 of 9 in all"
 
 
 def test_a_promoted_trial_that_fails_gives_its_place_to_the_next_and_one_that_ended_is_not_promoted():
@@ -91,12 +93,12 @@ def test_a_promoted_trial_that_fails_gives_its_place_to_the_next_and_one_that_en
     for name, value in (("a", 0.5), ("b", 0.4), ("c", 0.3)):
         asha.decide(name, 3, value)
     assert asha.promote() == Promotion("a", 3)
-    assert asha.promote(last=True) is None
+    assert asha.promote() is None
     asha.ended("a", failed=True)
     asha.ended("b", failed=False)  # a limit ended it while it waited
-    assert asha.promote(last=True) == Promotion("c", 3)
+    assert asha.promote() == Promotion("c", 3)
     asha.ended("default", failed=True)
-    assert asha.promote(last=True) is None
+    assert asha.promote() is None
 
 
 def test_the_median_rule_stops_what_is_worse_than_half_of_five_others():
@@ -152,10 +154,12 @@ def test_early_stopping_is_rebuilt_by_repeating_what_it_saw_and_did(kind, events
             again.ended(f"t{t}", failed=end)
     assert live.promote() == again.promote()
     assert live.promote(last=True) == again.promote(last=True)
+    assert live.promote(last=True, idle=True) == again.promote(last=True, idle=True)
 
 
 def test_the_expected_epochs_follow_the_rungs():
     assert new("none").expected_epochs(9) == 9
-    assert new("asha").expected_epochs(9) == new("asha-promotion").expected_epochs(9) == 3 + 6 / 3
+    assert new("asha").expected_epochs(9) == 3 + 6 / 3
+    assert new("asha-promotion").expected_epochs(9) == 3 + 6 / 2, "half pass in the end"
     assert 5 < new("hyperband").expected_epochs(9) < 9
     assert new("median").expected_epochs(9) == 6

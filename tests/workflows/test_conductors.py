@@ -151,6 +151,21 @@ def test_few_and_short_trials_still_leave_a_quarter_to_choose_among(trials):
             assert best.state is TrialState.COMPLETE, "the best at the first rung is one of them"
 
 
+def test_the_trials_that_pass_at_the_end_of_a_search_share_all_lanes():
+    space = SearchSpace(parameters=SPACE.parameters[:1], default={"learning_rate": 1e-3})
+    for models in (("a",), ("a", "b")):
+        events, state, simulated = search(
+            "asha-promotion", trials=32, lanes=8, space=space, models=models, reduction_factor=3, grace_fraction=0.12
+        )
+        for model in models:
+            mine = [record for record in state.trials.values() if record.spec.model == model]
+            complete = sum(record.state is TrialState.COMPLETE for record in mine)
+            assert complete == 1 + 16, "the default and half of all"
+        trained = sum(len(record.measurements) for record in state.trials.values())
+        assert trained > 0.8 * 8 * simulated.clock
+        assert sum(event.kind == "trial_promoted" for event in events) >= 8
+
+
 def test_no_trial_is_judged_before_its_warm_up_has_ended():
     _, state, _ = search("asha", trials=40)
     for record in state.trials.values():
