@@ -21,6 +21,8 @@ from sweeper.spec.yaml import read_yaml
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _CLUSTER = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTP]i?|m)?")
+_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 
 
@@ -42,6 +44,13 @@ def _quantity(text: str) -> str:
     return text
 
 
+def _labels(labels: dict[str, str]) -> dict[str, str]:
+    if wrong := next((k for k, v in labels.items() if not (_KEY.fullmatch(k) and _VALUE.fullmatch(v))), None):
+        rule = "keys and values of labels are at most 63 letters, digits, dashes, dots and underscores"
+        raise ValueError(f"{rule}, with a letter or digit at both ends, not {wrong}: {labels[wrong]}")
+    return labels
+
+
 def _no_secrets(values: dict[str, str]) -> dict[str, str]:
     secret = next((name for name in values if _SECRET.search(name) and not name.endswith("_PATH")), None)
     if secret is not None:
@@ -52,6 +61,7 @@ def _no_secrets(values: dict[str, str]) -> dict[str, str]:
 Label = Annotated[str, AfterValidator(_label)]
 ClusterName = Annotated[str, AfterValidator(_cluster_name)]
 Quantity = Annotated[str, AfterValidator(_quantity)]
+Labels = Annotated[dict[str, str], AfterValidator(_labels)]
 Variables = Annotated[dict[str, str], AfterValidator(_no_secrets)]
 
 
@@ -139,7 +149,7 @@ class HeadSpec(_Section):
 
     cpus: Quantity = Field("4", description="cores; a lane's controller and helpers use about .7 GB of memory each")
     memory: Quantity = "16Gi"
-    node_selector: dict[str, str] = Field(default_factory=dict, description="keep it on on-demand nodes")
+    node_selector: Labels = Field(default_factory=dict, description="keep it on on-demand nodes")
 
 
 class WorkerGroup(_Section):
@@ -153,9 +163,9 @@ class WorkerGroup(_Section):
     min_replicas: int = Field(0, ge=0)
     max_replicas: int = Field(ge=1)
     shared_memory: Quantity = Field("4Gi", description="size of /dev/shm: Ray's object store and NCCL need it")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="such as the cloud's label of a GPU type")
+    node_selector: Labels = Field(default_factory=dict, description="such as the cloud's label of a GPU type")
     tolerations: list[dict[str, str]] = Field(default_factory=list, description="as in a pod, such as for spot nodes")
-    labels: dict[str, str] = Field(
+    labels: Labels = Field(
         default_factory=dict, description="labels of the Ray nodes, for models that ask for an accelerator"
     )
 

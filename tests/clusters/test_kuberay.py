@@ -100,15 +100,21 @@ def test_the_schemas_refuse_what_a_cluster_would(place, key, value, tmp_path):
     assert len(problems(wrong)) == 1
 
 
-def test_a_cluster_name_that_the_operator_refuses_is_refused_first(tmp_path):
-    for name in ("2nd", "n" * 54):
-        path = tmp_path / "k.yaml"
-        text = profile_path("kuberay-raycluster").read_text()
-        path.write_text(text.replace("cluster_name: sweeper", f"cluster_name: {name}"))
-        with pytest.raises(
-            InputError, match="at most 53 lower-case letters, digits and dashes, starting with a letter"
-        ):
-            load_profile(path)
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ("cluster_name: 2nd", "at most 53 lower-case letters, digits and dashes, starting with a letter"),
+        (f"cluster_name: {'n' * 54}", "at most 53 lower-case letters, digits and dashes, starting with a letter"),
+        ("head: {node_selector: {pool: on demand}}", "labels are at most 63 .* not pool: on demand"),
+        ("workers: [{name: a, max_replicas: 1, labels: {_gpu: l4}}]", "labels are at most 63 .* not _gpu: l4"),
+    ],
+)
+def test_what_the_operator_refuses_of_names_and_labels_is_refused_first(wrong, rule, tmp_path):
+    path, right = tmp_path / "k.yaml", YAML(typ="safe").load(profile_path("kuberay-raycluster"))
+    right.update(YAML(typ="safe").load(wrong))
+    path.write_text(json.dumps(right))
+    with pytest.raises(InputError, match=rule):
+        load_profile(path)
 
 
 def test_a_manifest_with_every_option_fits_the_schema(tmp_path):
