@@ -52,7 +52,6 @@ SPACE = SearchSpace(
     ),
     default={"learning_rate": 1e-3, "dropout": 0.1, "batch_size": 32},
 )
-CONTROLLER_BYTES = 250e6  # of a lane's Train controller on the driver's node; see `peers` for how it was measured
 
 
 def curve(trial: TrialSpec) -> Any:
@@ -149,7 +148,7 @@ def tracker_rate(paths: ResultPaths) -> dict[str, float]:
     }
 
 
-def judge(report: dict[str, Any], lanes: int, memory_gigabytes: float) -> dict[str, Any]:
+def judge(report: dict[str, Any], lanes: int, memory_gigabytes: float, lane_gigabytes: float) -> dict[str, Any]:
     """Say how short an epoch may be for each part, and how many lanes the driver's node can hold."""
     rates = {
         "driver with synced ledger": report["driver"]["reports_per_second"],
@@ -160,8 +159,8 @@ def judge(report: dict[str, Any], lanes: int, memory_gigabytes: float) -> dict[s
     shortest = {name: lanes / rate for name, rate in rates.items()}
     return {
         "shortest_epoch_seconds": shortest,
-        "controllers_gigabytes": lanes * CONTROLLER_BYTES / 1e9,
-        "lanes_that_fit_the_drivers_memory": int(memory_gigabytes * 1e9 / CONTROLLER_BYTES),
+        "helpers_gigabytes": lanes * lane_gigabytes,
+        "lanes_that_fit_the_drivers_memory": int(memory_gigabytes / lane_gigabytes),
     }
 
 
@@ -172,6 +171,12 @@ def main() -> int:
     parser.add_argument("--models", type=int, default=10)
     parser.add_argument("--synced-trials", type=int, default=1000, help="with the ledger on disk; rates do not change")
     parser.add_argument("--memory-gigabytes", type=float, default=64.0, help="of the driver's node")
+    parser.add_argument(
+        "--lane-gigabytes",
+        type=float,
+        default=0.62,
+        help="of a lane's controller, synchronisation actor and Tune actor on that node, as lane_costs.py measures it",
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     report: dict[str, Any] = {"lanes": given.lanes, "trials": given.trials, "models": given.models}
@@ -186,7 +191,7 @@ def main() -> int:
         report["tracker"] = tracker_rate(paths)
     report["exchange"] = asyncio.run(exchange_rate(given.lanes, EPOCHS))
     report["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    report |= judge(report, given.lanes, given.memory_gigabytes) | {"machine": facts()}
+    report |= judge(report, given.lanes, given.memory_gigabytes, given.lane_gigabytes) | {"machine": facts()}
     print(json.dumps(report, indent=2))
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n")
