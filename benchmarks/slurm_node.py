@@ -28,7 +28,7 @@ from namespace import ADDRESS, bring_up, enter, is_inside
 NODE = "node1"
 STUDY = Path(__file__).parents[1] / "examples" / "quickstart" / "study.yaml"
 BUDGET = ("search.max_epochs=3", "confirm.num_seeds=1")
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 420.0
 CONFIGURATION = """\
 ClusterName=sweeper
 SlurmctldHost={node}({address})
