@@ -1,14 +1,17 @@
 """Does tuning pick the truly best model? Simulated and recorded trial tables with known truth.
 
-    python benchmarks/ranking.py [--json OUT.json] [--studies 40] [--surrogate DIR] [--recorded FILE] [--seconds 400]
+    python benchmarks/ranking.py [--json OUT.json] [--studies 40] [--surrogate DIR] [--recorded FILE] [--clear]
 
 A study compares models whose learning curves are known for every configuration. Each model is tuned with n trials, its
 chosen configuration is confirmed with six fresh seeds, and the model with the best mean is the winner named. The winner
-should be the model that is best when tuned exhaustively (the best of 20,000 random configurations, without noise).
+should be the model that is best when tuned exhaustively: the best of 20,000 random configurations (4,000 where they are
+simulated), without noise, at the best epoch of the training length that searches have.
 
 - default: no search, the default configurations are confirmed;
 - random: n random configurations, trained to the end;
-- sweeper: its own search, early stopping, conductor and ledger (`sweeper.workflows.simulate`), n trials.
+- sweeper: its own search, early stopping, conductor and ledger (`sweeper.workflows.simulate`) with the epochs of n full
+  trainings: so many trials as `EarlyStopping.expected_epochs` makes of them, as ``sweeper plan`` does;
+- sweeper_trials: the same with n trials, which take fewer epochs than those of random search.
 
 Sources of curves: ``simulated``, four models with random surfaces and defaults off their optimum by a random distance;
 ``lcbench`` with --surrogate, a YAHPO Gym surrogate as in `lcbench.py`: on each of ten data sets four networks of fixed
@@ -17,8 +20,8 @@ trained, as in `recorded_space.py`. A run's score has the noise of its seed (SEE
 (half of it). ``clear``: studies in which the true gap between the best two models exceeds two standard errors of the
 difference of two means over six seeds. Goal: at least 90% of those at 32 trials.
 
-With --seconds no further study begins after so long; the same call goes on where OUT.json stands, also with further
-budgets.
+With --clear other studies are left out. With --seconds no further study begins after so long; the same call goes on
+where OUT.json stands, also with further budgets and methods.
 """
 
 from __future__ import annotations
@@ -50,8 +53,9 @@ from sweeper.workflows.conductors import SearchConductor
 from sweeper.workflows.simulate import MemoryLedger, SimulatedLanes
 
 BUDGETS = (32, 8, 16, 64)  # in this order: the goal is at 32
-METHODS = ("default", "random", "sweeper")
+METHODS = ("default", "random", "sweeper", "sweeper_trials")
 SEEDS, SEED_NOISE, DRAWS, LANES = 6, 0.01, 20_000, 4
+WHOLE_CURVES = 200
 NETWORKS = {"narrow": (2, 64), "shallow": (1, 512), "middle": (3, 256), "deep": (5, 512)}  # layers, units
 _OBJECTIVE = Objective(metric="accuracy", goal="maximize")
 
@@ -167,12 +171,10 @@ class Noisy:
 
 
 def tuned(curves: Noisy, method: str, num_trials: int, seed: int) -> tuple[Params, int]:
-    """Search with ``num_trials`` trials; return the configuration chosen on validation and the epochs trained."""
-    searcher, stopping = make(method, curves, seed, "")
-    if method == "random":
-        from sweeper.search.schedulers import NoStopping
-
-        stopping = NoStopping()
+    """Search with a budget of ``num_trials``; return the configuration chosen on validation and the epochs trained."""
+    searcher, stopping = make(method.partition("_")[0], curves, seed, "")
+    if method == "sweeper":  # equal epochs; without early stopping that is equal trials
+        num_trials = int(num_trials * curves.max_epochs / stopping.expected_epochs(curves.max_epochs))
     models = (ModelPlan(name="m", checkpoint="", weights="", space=curves.space),)
     budget = Budget(num_trials=num_trials, max_epochs=curves.max_epochs)
     plan = StudyPlan(name="ranking", seed=seed, models=models, budget=budget, confirmation_seeds=(), content={})
@@ -190,14 +192,13 @@ def confirmed(model: Any, params: Params, rng: np.random.Generator) -> float:
 
 
 def truth(model: Any, draws: int = DRAWS) -> float:
-    """Return the best final score of many random configurations."""
+    """Return the best score that any of many random configurations has after any epoch, without noise."""
     rng = np.random.default_rng(0)
     configurations = [_draw(model.space, rng) for _ in range(draws)]
-    if hasattr(model, "many"):
-        return float(model.many(configurations).max())
-    if hasattr(model, "final"):
-        return max(model.final(params) for params in configurations)
-    return max(float(model.values(params).max()) for params in configurations[:2_000])
+    if hasattr(model, "many"):  # whole curves of the most promising ones alone
+        best_last = np.argsort(-model.many(configurations), kind="stable")[:WHOLE_CURVES]
+        configurations = [configurations[index] for index in best_last]
+    return max(float(model.values(params).max()) for params in configurations)
 
 
 def _draw(space: SearchSpace, rng: np.random.Generator) -> dict[str, Any]:
@@ -214,17 +215,20 @@ def _draw(space: SearchSpace, rng: np.random.Generator) -> dict[str, Any]:
     return params
 
 
-def run_study(models: dict[str, Any], best: dict[str, float], row: dict[str, Any], budget: int) -> None:
-    """Run one study by every method at one budget, and note in ``row`` which winners were right."""
+def gaps(best: dict[str, float]) -> dict[str, Any]:
+    """Return how far the best model is ahead, and whether confirmation can be expected to see it."""
+    first, second = sorted(best.values(), reverse=True)[:2]
+    return {"gap": first - second, "clear": bool(first - second > 2 * SEED_NOISE * np.sqrt(2 / SEEDS))}
+
+
+def run_study(models: dict[str, Any], best: dict[str, float], row: dict[str, Any], tasks: list[str]) -> None:
+    """Run one study by the methods and budgets of ``tasks``, and note in ``row`` which winners were right."""
     study, order = row["study"], sorted(best, key=lambda name: -best[name])
-    gap = best[order[0]] - best[order[1]]
-    row |= {"gap": gap, "clear": bool(gap > 2 * SEED_NOISE * np.sqrt(2 / SEEDS))}
-    for method in METHODS:
-        key = method if method == "default" else f"{method} {budget}"
-        if key in row.setdefault("right", {}):
-            continue
+    for key in tasks:
+        method, _, trials = key.partition(" ")
+        budget = int(trials or 1)
         scores, epochs = {}, 0
-        rng = np.random.default_rng([study, 1 if method == "default" else budget, METHODS.index(method)])
+        rng = np.random.default_rng([study, budget, METHODS.index(method)])
         for name, model in models.items():
             params: Params = model.space.default
             if method != "default":
@@ -262,7 +266,7 @@ def recorded(path: str) -> tuple[dict[str, Any], dict[str, float]]:
     from recorded_space import MODELS, Recorded
 
     models = {name: Encoder(Recorded(Path(path), name)) for name in MODELS}
-    return models, {name: truth(model) for name, model in models.items()}
+    return models, {name: truth(model, 2_000) for name, model in models.items()}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -291,9 +295,11 @@ def main() -> None:
     parser.add_argument("--surrogate", help="folder of the LCBench surrogate")
     parser.add_argument("--recorded", help="parquet file that record_space.py wrote")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no study after so long")
-    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)), help="trials a model, one after the other")
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)), help="full trainings of each model")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--clear", action="store_true", help="leave out studies that are not clear")
     arguments = parser.parse_args()
-    budgets = tuple(int(budget) for budget in arguments.budgets.split(","))
+    budgets, methods = map(int, arguments.budgets.split(",")), arguments.methods.split(",")
     sources: dict[str, Source] = {"simulated": simulated}
     if arguments.surrogate:
         sources["lcbench"] = partial(lcbench, arguments.surrogate)
@@ -306,14 +312,18 @@ def main() -> None:
     for budget, study, name in product(budgets, range(arguments.studies), sources):
         rows = known.setdefault(name, [])
         row = next((row for row in rows if row["study"] == study), None)
-        if row is not None and f"{METHODS[-1]} {budget}" in row["right"]:
+        keys = [method if method == "default" else f"{method} {budget}" for method in methods]
+        tasks = [key for key in keys if row is None or key not in row["right"]]
+        if not tasks or (row is not None and arguments.clear and not row["clear"]):
             continue
         if time.perf_counter() - began > arguments.seconds:
             left += 1
             continue
+        models, best = sources[name](study)
         if row is None:
-            rows.append(row := {"study": study})
-        run_study(*sources[name](study), row, budget)
+            rows.append(row := {"study": study, **gaps(best), "right": {}})
+        if row["clear"] or not arguments.clear:
+            run_study(models, best, row, tasks)
         if arguments.json:
             _write(arguments.json, known)
     found = _write(arguments.json, known)
