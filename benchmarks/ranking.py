@@ -238,8 +238,8 @@ def run_study(models: dict[str, Any], best: dict[str, float], row: dict[str, Any
             scores[name] = confirmed(model, params, rng)
         named = max(scores, key=lambda name: scores[name])
         row["right"][key] = named == order[0]
-        row.setdefault("regret", {})[key] = best[order[0]] - best[named]
-        row.setdefault("epochs", {})[key] = epochs
+        row["regret"][key] = best[order[0]] - best[named]
+        row["epochs"][key] = epochs
 
 
 Source = Callable[[int], tuple[dict[str, Any], dict[str, float]]]
@@ -297,10 +297,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no study after so long")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)), help="full trainings of each model")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--without-simulated", action="store_true")
     parser.add_argument("--clear", action="store_true", help="leave out studies that are not clear")
     arguments = parser.parse_args()
     budgets, methods = map(int, arguments.budgets.split(",")), arguments.methods.split(",")
-    sources: dict[str, Source] = {"simulated": simulated}
+    sources: dict[str, Source] = {} if arguments.without_simulated else {"simulated": simulated}
     if arguments.surrogate:
         sources["lcbench"] = partial(lcbench, arguments.surrogate)
     if arguments.recorded:
@@ -321,7 +322,7 @@ def main() -> None:
             continue
         models, best = sources[name](study)
         if row is None:
-            rows.append(row := {"study": study, **gaps(best), "right": {}})
+            rows.append(row := {"study": study, **gaps(best), "right": {}, "regret": {}, "epochs": {}})
         if row["clear"] or not arguments.clear:
             run_study(models, best, row, tasks)
         if arguments.json:
