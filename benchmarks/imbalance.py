@@ -1,6 +1,6 @@
 """Do remedies for imbalance pay when they are tuned? Two studies of rare wines, alike but for the search space.
 
-    python benchmarks/imbalance.py --data DIR [--only plain|remedies] [--output DIR] [--json OUT]
+    python benchmarks/imbalance.py --data DIR [--only plain|remedies] [--models bert] [--output DIR] [--json OUT]
 
 DIR holds wine_quality_white/wine.csv (UCI). Grades become three classes: poor (at most 4), ordinary, and excellent (at
 least 8), of which the first and the last are one wine in 27 each. Two small encoders are pretrained on the records of
@@ -72,7 +72,7 @@ def study(name: str, options: argparse.Namespace, labelled: int | None) -> dict[
             "metric": {"name": "macro_f1"},
             "max_length": 64,
         },
-        "models": [{"name": model, "checkpoint": f"./{model}"} for model in MODELS],
+        "models": [{"name": model, "checkpoint": f"./{model}"} for model in options.models.split(",")],
         "search": {"num_trials": options.trials, "max_epochs": options.epochs, "space": f"{name}.yaml"},
         "confirm": {"num_seeds": options.seeds},
     }
@@ -106,7 +106,7 @@ def compare(home: Path) -> list[dict[str, Any]]:
     rows = []
     for metric in SHOWN:
         plain, remedies = (scores(home, name, metric) for name in SPACES)
-        for model in MODELS:
+        for model in plain:
             seeds = sorted(plain[model].keys() & remedies[model].keys())
             pairs = np.array([(plain[model][seed], remedies[model][seed]) for seed in seeds])
             best = load_results(home / "results" / "remedies").best_params[model]
@@ -127,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", choices=list(SPACES))
+    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated names")
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
