@@ -1,12 +1,12 @@
 """Record a real fine-tuning space: many full learning curves of two small encoders, from a random sweep.
 
     python examples/quickstart/pretrain.py
-    python benchmarks/record_space.py --work DIR --seconds 420      # again, until it says that all is recorded
+    python benchmarks/record_space.py --work DIR --seconds 420      # again, until all 240 trials are recorded
 
 Task, models and space are those of the quickstart: a ViT and a ResNet that know the digits 0 to 4 learn 5 to 9 from 100
 images, under conditional unfreezing schedules; 30% of the images are for validation. Trial 0 of each model is the
 default; the others are uniform draws. All trials train to the end, in this process and without Ray.
-``DIR/trials.jsonl`` grows with each; when all are there they become `benchmarks/data/digits.parquet`, with columns
+``DIR/trials.jsonl`` grows with each; those that are there become `benchmarks/data/digits.parquet`, with columns
 ``model, number, state, params`` (JSON), ``metric`` (macro-F1 on validation after each epoch) and ``seconds``.
 """
 
@@ -130,7 +130,8 @@ def main() -> int:
             if (model, number) in known:
                 continue
             if time.monotonic() - began > arguments.seconds:
-                print(f"{len(rows)} of {arguments.trials * len(MODELS)} trials recorded")
+                print(f"of {arguments.trials * len(MODELS)} trials intended:")
+                finish(rows, arguments.output)
                 return 0
             if model not in trainers:
                 trainers[model] = Trainer(arguments.work, model)
