@@ -173,8 +173,8 @@ class Noisy:
 def tuned(curves: Noisy, method: str, num_trials: int, seed: int) -> tuple[Params, int]:
     """Search with a budget of ``num_trials``; return the configuration chosen on validation and the epochs trained."""
     searcher, stopping = make(method.partition("_")[0], curves, seed, "")
-    if method == "sweeper":  # equal epochs; without early stopping that is equal trials
-        num_trials = int(num_trials * curves.max_epochs / stopping.expected_epochs(curves.max_epochs))
+    if method == "sweeper":  # equal epochs; the default is always trained to its end
+        num_trials = 1 + int((num_trials - 1) * curves.max_epochs / stopping.expected_epochs(curves.max_epochs))
     models = (ModelPlan(name="m", checkpoint="", weights="", space=curves.space),)
     budget = Budget(num_trials=num_trials, max_epochs=curves.max_epochs)
     plan = StudyPlan(name="ranking", seed=seed, models=models, budget=budget, confirmation_seeds=(), content={})
