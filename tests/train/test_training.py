@@ -177,11 +177,12 @@ def test_an_epoch_holds_every_example_once_in_an_order_of_its_own():
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def _worker(rank, world, port, folder, checkpoint, unfreezing, strategy, queue):
+def _worker(rank, world, port, folder, checkpoint, unfreezing, strategy, checkpointing, queue):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     bench = Bench(folder / f"{rank}", checkpoint)
-    options = TrainOptions(strategy=strategy, eval_batch_size=3, micro_batch_size=3)  # parts that do not come out even
+    parts = {"eval_batch_size": 3, "micro_batch_size": 3}  # that do not come out even
+    options = TrainOptions(strategy=strategy, gradient_checkpointing=checkpointing, **parts)
     asked = {"unfreezing": unfreezing, "dropout": 0.0, "options": options, **SCHEDULES[unfreezing]}
     run = bench.run(**asked)
     losses = [(m.train_loss, m.validation_loss) for m in (next(run), next(run))]
@@ -192,21 +193,25 @@ def _worker(rank, world, port, folder, checkpoint, unfreezing, strategy, queue):
     torch.distributed.barrier()
     run = bench.run(resume=folder / "snapshot", **asked)
     assert (type(next(run._live.parameters())).__name__ == "DTensor") == (strategy == "fsdp")
+    assert run.effective["gradient_checkpointing"] == checkpointing
     losses += [(m.train_loss, m.validation_loss) for m in run]
     queue.put((rank, losses, sum(p.double().sum().item() for p in run._module.parameters())))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("unfreezing", "strategy"), [("gradual", "ddp"), ("head_then_full", "ddp"), ("gradual", "fsdp")]
+    ("unfreezing", "strategy", "checkpointing"),
+    [("gradual", "ddp", False), ("head_then_full", "ddp", True), ("gradual", "fsdp", True)],
 )
-def test_two_workers_train_like_one_over_every_stage_and_a_snapshot(bench, checkpoints, tmp_path, unfreezing, strategy):
+def test_two_workers_train_like_one_over_every_stage_and_a_snapshot(
+    bench, checkpoints, tmp_path, unfreezing, strategy, checkpointing
+):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     queue = context.Queue()
-    arguments = (2, port, tmp_path, checkpoints["vit"], unfreezing, strategy, queue)
+    arguments = (2, port, tmp_path, checkpoints["vit"], unfreezing, strategy, checkpointing, queue)
     workers = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(2)]
     for worker in workers:
         worker.start()
