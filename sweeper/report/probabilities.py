@@ -41,7 +41,7 @@ def probability_rows(source: Source) -> list[dict[str, Any]]:
         return []
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in read_table(source.paths.confirmations).to_pylist():
-        if row["split"] == "test" and row["metric"] in METRICS:
+        if row["split"] == "test" and row["metric"] in METRICS and row["value"] is not None:
             by_metric = found.setdefault((row["model"], row["config"]), {})
             by_metric.setdefault(row["metric"], []).append(row["value"])
     rows: list[dict[str, Any]] = []
@@ -51,7 +51,7 @@ def probability_rows(source: Source) -> list[dict[str, Any]]:
             if all(name in values for name in METRICS):
                 rows.append({"model": model, "config": config, **{n: float(np.mean(values[n])) for n in METRICS}})
     trivial = source.manifest.data.get("trivial", {})
-    if rows and all(name in trivial for name in METRICS):
+    if rows and all(trivial.get(name) is not None for name in METRICS):
         rows.append({"model": "the trivial answer", "config": "", **{name: trivial[name] for name in METRICS}})
     return rows
 
@@ -75,7 +75,8 @@ def precision_recall(source: Source) -> dict[tuple[str, str], Curve]:
         for config in CONFIGS:
             mine = (models == model) & (configs == config)
             runs = [mine & (seeds == seed) for seed in np.unique(seeds[mine])]
-            known = [_curve(targets[rows], shares[rows], answers[rows]) for rows in runs if targets[rows].any()]
+            sound = [rows for rows in runs if targets[rows].any() and np.isfinite(shares[rows]).all()]
+            known = [_curve(targets[rows], shares[rows], answers[rows]) for rows in sound]
             if known:
                 curves[model, config] = sorted(known, key=lambda curve: curve.area)[(len(known) - 1) // 2]
     return curves

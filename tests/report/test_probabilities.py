@@ -61,6 +61,26 @@ def test_precision_and_recall_are_those_of_the_median_run(results):
     assert level.decided == (0.0, 0.0)
 
 
+def test_a_run_without_probabilities_and_a_score_without_a_value_are_left_out(results):
+    paths = ResultPaths(results)
+    rows = pq.read_table(paths.predictions).to_pylist()
+    for row in rows:
+        if row["model"] == "good" and row["config"] == "tuned":
+            row["probabilities"] = [float("nan")] * 2
+    write_table(paths.predictions, pa.Table.from_pylist(rows, schema=pa.schema(PREDICTIONS)))
+    scores = pq.read_table(paths.confirmations).to_pylist()
+    for row in scores:
+        if row["model"] == "good" and row["config"] == "default" and row["metric"] == "log_loss":
+            row["value"] = None
+    write_table(paths.confirmations, pa.Table.from_pylist(scores, schema=pq.read_schema(paths.confirmations)))
+    source = read_source(results)
+    assert set(precision_recall(source)) == {("good", "default"), ("middling", "tuned"), ("middling", "default")}
+    shown = {(row["model"], row["config"]) for row in probability_rows(source)}
+    assert ("good", "default") not in shown
+    assert ("good", "tuned") in shown
+    build_report(results)
+
+
 def test_page_and_markdown_show_precision_recall_and_calibration(results):
     page = build_report(results).read_text()
     data = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page)

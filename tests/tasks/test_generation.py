@@ -53,11 +53,13 @@ def tokenizer():
 
 
 class Bench:
-    def __init__(self, folder, family, **task):
+    def __init__(self, folder, family, *, longer=0, **task):
+        """``longer``: most further words of an answer, so that examples differ in length."""
         torch.manual_seed(0)
         FAMILIES[family]().save_pretrained(folder / "checkpoint")
         tokenizer().save_pretrained(folder / "checkpoint")
-        rows = [{"question": f"w{i % 40} w{50 + i % 3}", "answer": f"w{1 + i % 3} w9"} for i in range(120)]
+        more = [" w8" * (i % (longer + 1)) for i in range(120)]
+        rows = [{"question": f"w{i % 40} w{50 + i % 3}", "answer": f"w{1 + i % 3}{more[i]} w9"} for i in range(120)]
         (folder / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
         spec = TaskSpec.model_validate(
             {
@@ -84,6 +86,12 @@ class Bench:
 @pytest.fixture(scope="module", params=FAMILIES)
 def bench(request, tmp_path_factory):
     return Bench(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def uneven(request, tmp_path_factory):
+    """Examples of 8 to 13 tokens, of which two of the shortest fit into a row of 16."""
+    return Bench(tmp_path_factory.mktemp(request.param), request.param, longer=5)
 
 
 def test_only_the_answer_and_its_end_bear_loss(bench):
@@ -212,13 +220,14 @@ def test_texts_travel_as_numbers():
     assert as_texts(as_numbers(texts)).tolist() == texts
 
 
-def test_packed_examples_are_computed_as_if_each_were_alone(bench):
-    rows, module = np.arange(12), bench.model.instantiate(0, {}).eval()
-    packed = bench.task.packed(bench.splits["train"], rows)
+def test_packed_examples_are_computed_as_if_each_were_alone(uneven):
+    rows, module = np.arange(12), uneven.model.instantiate(0, {}).eval()
+    assert len(set(uneven.splits["train"].lengths[rows])) == 6
+    packed = uneven.task.packed(uneven.splits["train"], rows)
     assert packed.inputs["input_ids"].shape[0] < len(rows)
     gradients = []
-    for batches in ([packed], [bench.splits["train"].batch(rows[[at]]) for at in rows]):
-        losses = torch.cat([bench.task.loss(module(**batch.inputs), batch.targets) for batch in batches])
+    for batches in ([packed], [uneven.splits["train"].batch(rows[[at]]) for at in rows]):
+        losses = torch.cat([uneven.task.loss(module(**batch.inputs), batch.targets) for batch in batches])
         losses.sum().backward()
         gradients.append((losses.detach(), [p.grad.clone() for p in module.parameters()]))
         module.zero_grad()
@@ -229,24 +238,33 @@ def test_packed_examples_are_computed_as_if_each_were_alone(bench):
 
 
 def test_a_packed_trial_measures_what_an_unpacked_one_does(bench):
+    """Of examples of one length, whose batches are the same both ways."""
     still = {"dropout": 0.0, "max_epochs": 2}
     plain, packed = (list(bench.run(options=TrainOptions(packing=flag), **still)) for flag in (False, True))
     assert [m.train_loss for m in packed] == pytest.approx([m.train_loss for m in plain], rel=1e-3)
     assert packed[-1].metrics["perplexity"] == pytest.approx(plain[-1].metrics["perplexity"], rel=1e-2)
-    assert bench.run(options=TrainOptions(packing=True)).effective["packing"]
 
 
-def test_packing_is_refused_where_examples_would_see_each_other(bench, monkeypatch):
+def test_batches_to_be_packed_hold_examples_of_all_lengths_which_fill_rows_best(uneven):
+    lengths, spreads = uneven.splits["train"].lengths, {}
+    for flag in (False, True):
+        run = uneven.run(options=TrainOptions(packing=flag))
+        assert run.effective["packing"] == flag
+        spreads[flag] = np.mean([np.ptp(lengths[rows]) for rows in run._batches(1)])
+    assert spreads[True] > 2 * spreads[False]
+
+
+def test_packing_is_refused_where_examples_would_see_each_other(uneven, monkeypatch):
     options = TrainOptions(packing=True)
     with pytest.raises(InfeasibleError, match="token_dropout"):
-        bench.run(options=options, token_dropout=0.1)
+        uneven.run(options=options, token_dropout=0.1)
 
     def causal(owners):
         return separating_mask(torch.zeros_like(owners))
 
     monkeypatch.setattr("sweeper.tasks.text_generation.separating_mask", causal)
     with pytest.raises(InfeasibleError, match="does not keep the examples of a row apart"):
-        bench.run(options=options)
+        uneven.run(options=options)
 
 
 def test_a_study_that_has_nothing_to_pack_is_refused(tmp_path, checkpoints):
