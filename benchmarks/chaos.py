@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow.parquet as pq
-from machine import facts
+from machine import facts, publish
 
 from sweeper.store.storage import below, working_copy
 from sweeper.testing.leaks import Inventory, take_inventory
@@ -489,9 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report["trials_lost"] = sum(arm["trials_lost"] for arm in report["lanes"].values())
     report["trials_doubled"] = sum(arm["trials_doubled"] for arm in report["lanes"].values())
     report["identical"] = first["rows_compared"] > 0 and first["rows_different"] == 0
-    print(json.dumps(report, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, options.json)
     return 1 if not sound else 0 if done else 3
 
 

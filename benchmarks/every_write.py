@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos import TABLES, make_models, rows, write_study
-from machine import facts
+from machine import facts, publish
 
 import sweeper
 from sweeper.core.errors import RunFailedError
@@ -296,9 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seconds": round(time.monotonic() - began, 1),
         "machine": facts(),
     }
-    print(json.dumps(report, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, options.json)
     return 1 if different else 0
 
 

@@ -11,7 +11,6 @@ over. A reader may return or raise `InputError`; anything else is a crash, and i
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import atheris
 
 with atheris.instrument_imports(include=["sweeper.spec", "sweeper.store", "sweeper.core", "ruamel"]):
     import fuzz
-from machine import facts
+from machine import facts, publish
 
 from sweeper.core.errors import InputError
 
@@ -77,9 +76,7 @@ def main() -> int:
                 crashes[name] = f"{done.stderr[-1500:]}\ninput: {kept}"
         print(f"{name}: {found[name]}, {'CRASH' if name in crashes else 'no crash'}", flush=True)
     report = {"readers": found, "crashes": crashes, "seconds": options.seconds, "machine": facts()}
-    print(json.dumps(report, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, options.json)
     return bool(crashes)
 
 

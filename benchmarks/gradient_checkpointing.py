@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers as hf
-from machine import facts
+from machine import facts, publish
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -106,9 +106,7 @@ def main() -> None:
         "arms": arms,
         "machine": facts(),
     }
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    publish(result, arguments.json)
 
 
 if __name__ == "__main__":

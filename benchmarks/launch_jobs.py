@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from chaos import Outcome, count_lost_and_doubled, make_models, write_study
-from machine import facts
+from machine import facts, publish
 from namespace import ADDRESS, bring_up, enter, is_inside
 
 PATIENCE_SECONDS = 300.0
@@ -239,9 +239,7 @@ def main() -> int:
         bring_up("head", folder)
         make_models(folder / "models")
         report = campaign(folder, arguments.trials, folder / "models", doctor=arguments.doctor) | {"machine": facts()}
-    print(json.dumps(report, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, arguments.json)
     return bool(report["trials_lost"] or report["trials_doubled"] or report["token_in_files"])
 
 

@@ -1,9 +1,11 @@
-"""Facts of the machine that stand beside every figure."""
+"""Facts of the machine that stand beside every figure, and where figures go."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,3 +26,11 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("ray", "torch", "transformers", "optuna")},
     }
+
+
+def publish(result: Mapping[str, Any], path: Path | None) -> None:
+    """Print a benchmark's figures as JSON, and write them where ``--json`` says."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if path:
+        path.write_text(text + "\n")

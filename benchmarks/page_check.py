@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import json
 import shutil
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from machine import publish
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions"]
@@ -142,9 +142,7 @@ def main() -> None:
         if v["requests"] or v["errors"] or v["wider_by"] > 0 or v["failed"] or v["drawn"] < v["figures"]
     ]
     found = {"page": str(arguments.page), "passed": not bad, "views": views}
-    print(json.dumps(found, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    publish(found, arguments.json)
     sys.exit(1 if bad else 0)
 
 

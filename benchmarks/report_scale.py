@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from machine import facts
+from machine import facts, publish
 
 from sweeper.core.trial import TrialState
 from sweeper.store.manifest import Manifest, write_manifest
@@ -203,9 +203,7 @@ def main() -> None:
     found = {"trials": arguments.trials, "models": arguments.models, "seconds": round(seconds, 1)}
     found |= {"cpu_seconds": round(cpu_seconds, 1), "peak_memory_mb": round(peak), "page_mb": round(size, 2)}
     found |= {"passed": seconds < 20 and size < 15, "machine": facts()}
-    print(json.dumps(found, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    publish(found, arguments.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ N trials of one model, in a study of its own. Memory is the peak resident set of
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import resource
@@ -27,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from machine import facts
+from machine import facts, publish
 
 from sweeper.core.budget import Budget
 from sweeper.core.objective import Objective
@@ -286,9 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sampler: suggestions(sampler, options.suggestions, options.asks) for sampler in options.samplers.split(",")
         }
     report["machine"] = facts()
-    print(json.dumps(report, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, options.json)
     return 0
 
 

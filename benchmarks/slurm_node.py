@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from machine import facts
+from machine import facts, publish
 from namespace import ADDRESS, bring_up, enter, is_inside
 
 NODE = "node1"
@@ -184,9 +184,7 @@ def main() -> int:
         return enter()
     with tempfile.TemporaryDirectory(prefix="sws-") as name:
         report = campaign(Path(name), arguments.trials, cancel=arguments.cancel) | {"machine": facts()}
-    print(json.dumps(report, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, arguments.json)
     return (
         report["states"] != ["STOPPED"] * arguments.cancel + ["SUCCEEDED"] or report["trials"] != 3 * arguments.trials
     )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import random
 import resource
@@ -25,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import facts
+from machine import facts, publish
 
 from sweeper.core.budget import Budget
 from sweeper.core.objective import Objective
@@ -192,9 +191,7 @@ def main() -> int:
     report["exchange"] = asyncio.run(exchange_rate(given.lanes, EPOCHS))
     report["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     report |= judge(report, given.lanes, given.memory_gigabytes, given.lane_gigabytes) | {"machine": facts()}
-    print(json.dumps(report, indent=2))
-    if given.json:
-        given.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, given.json)
     return 0
 
 

@@ -19,7 +19,6 @@ makes every lane of two workers on two hosts.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
 import shutil
@@ -37,7 +36,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from chaos import Outcome, count_lost_and_doubled, make_models, write_study
-from machine import facts
+from machine import facts, publish
 
 from sweeper.store.ledger import LedgerTail
 from sweeper.store.paths import ResultPaths
@@ -417,9 +416,7 @@ def main() -> int:
                     print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
     finally:
         sh("ip", "link", "del", BRIDGE)
-    print(json.dumps(report, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    publish(report, options.json)
     sound = report["exit_code"] == 0 and not report["trials_lost"] and not report["trials_doubled"]
     return not (sound and len(report["hosts_with_lanes"]) == 4)
 

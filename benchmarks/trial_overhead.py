@@ -12,13 +12,12 @@ pattern / lanes in seconds per trial. A pool's own start is charged separately a
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from machine import facts
+from machine import facts, publish
 
 from sweeper.engine.environment import prepare
 
@@ -182,9 +181,7 @@ def main() -> None:
         "pool_start_seconds": {k: v["pool_start_seconds"] for k, v in arms.items() if "pool_start_seconds" in v},
         "machine": facts(),
     }
-    print(json.dumps(result, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    publish(result, arguments.json)
 
 
 if __name__ == "__main__":
