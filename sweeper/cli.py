@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from sweeper.core.errors import InputError, Problem, RunFailedError, StopRequested, SweeperError
+from sweeper.core.errors import (
+    InputError,
+    Problem,
+    RunFailedError,
+    StopRequested,
+    SweeperError,
+    is_of_storage,
+    storage_reason,
+)
 
 if TYPE_CHECKING:
     from sweeper.core.objective import Goal
@@ -50,6 +58,8 @@ def init(
     from sweeper.workflows.init import propose
 
     base = (output or Path("study.yaml")).resolve().parent
+    if not base.is_dir():
+        raise InputError(Problem(str(output), "its folder must exist", "no such folder", "make it, or name another"))
     text = propose(data, checkpoints, name=name, base=base)
     if output is None:
         sys.stdout.write(text)
@@ -393,6 +403,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(StopRequested.exit_code)
+    except Exception as error:
+        if not (is_of_storage(error) or isinstance(error, PermissionError)):
+            raise
+        reason = storage_reason(error, "the storage")
+        print(f"{reason}; files that were there before are whole: mend that, then call it again", file=sys.stderr)  # noqa: T201
+        sys.exit(RunFailedError.exit_code)
 
 
 def _finish(work: Any, study: str | Path, overrides: Sequence[str], as_json: bool) -> None:

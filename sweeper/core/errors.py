@@ -73,6 +73,13 @@ def is_of_storage(error: BaseException) -> bool:
     return bool(codes & _OF_STORAGE)
 
 
+def storage_reason(error: BaseException, place: object) -> str:
+    """Say in one line which file or folder failed, ``place`` where the error names none, and why."""
+    where = getattr(error, "filename", None) or place
+    why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return f"{where}: {why}"
+
+
 def is_of_peers(error: BaseException) -> bool:
     """Whether another worker of the same trial is gone, and nothing that this one did is to blame.
 

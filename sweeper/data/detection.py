@@ -247,7 +247,9 @@ def _voc_objects(path: Path) -> list[tuple[str, Sequence[float], bool]]:
 def _coco_file(folder: Path) -> Path | None:
     """Return the COCO file of a folder: ``_annotations.coco.json``, or its only json file."""
     usual = folder / "_annotations.coco.json"
-    files = [usual] if usual.is_file() else sorted(folder.glob("*.json"))
+    if usual.is_file():  # its name says what it is to be, whatever became of it
+        return usual
+    files = sorted(folder.glob("*.json"))
     return files[0] if len(files) == 1 and _is_coco(files[0]) else None
 
 
@@ -260,7 +262,10 @@ def _is_coco(path: Path) -> bool:
 
 
 def _read_coco(path: Path, place: str, folder: Path | None) -> list[_Found]:
-    data = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(Problem(f"{place} {path.name}", "must be JSON", str(error)[:100], "mend the file")) from None
     try:
         names = {entry["id"]: str(entry["name"]) for entry in data["categories"]}
         files = {entry["id"]: str(entry["file_name"]) for entry in data["images"]}

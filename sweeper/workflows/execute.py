@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sweeper.core.errors import RunFailedError, StopRequested, is_of_storage
+from sweeper.core.errors import RunFailedError, StopRequested, is_of_storage, storage_reason
 from sweeper.core.trial import TrialSpec, TrialState
 from sweeper.engine.cluster import Connection, capacity, lane_count, lane_counts, worker_resources
 from sweeper.engine.lanes import LaneGroup, Lanes, LaneShape
@@ -54,9 +54,8 @@ def storage_failures(root: str | Path) -> Iterator[None]:
     except Exception as error:
         if not is_of_storage(error):
             raise
-        place = getattr(error, "filename", None) or root
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise RunFailedError(f"{place}: {why}; what is done is kept: mend the storage, then resume {root}") from error
+        reason = storage_reason(error, root)
+        raise RunFailedError(f"{reason}; what is done is kept: mend the storage, then resume {root}") from error
 
 
 def execute(

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from results_folder import SEEDS, add_predictions, make_results
 
+from sweeper.cli import main
 from sweeper.core.objective import Objective
 from sweeper.core.space import Float, Int
 from sweeper.report.build import build_report
@@ -126,6 +130,26 @@ main(["report", {str(copy)!r}])
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "good" in result.stdout
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_or_closed_disk_is_one_line_and_the_earlier_report_stays(results, monkeypatch, capsys, code):
+    page = build_report(results).read_bytes()
+    before = {path.name for path in (results / "report").iterdir()}
+
+    def fail(path, *_, **__):
+        path.touch()
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(results)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said.count("\n") == 1
+    assert os.strerror(code) in said
+    assert (results / "report" / "index.html").read_bytes() == page
+    assert {path.name for path in (results / "report").iterdir()} == before
 
 
 def test_markdown_shows_names_as_they_are():

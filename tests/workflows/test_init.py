@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import sweeper
+from sweeper.cli import main
 from sweeper.core.errors import InputError
 from sweeper.data.prepare import prepare
 from sweeper.tasks.registry import needs
@@ -96,3 +97,19 @@ def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path):
 def test_boxes_are_needed(tmp_path):
     with pytest.raises(InputError, match="at least one labelled box"):
         propose(voc(tmp_path / "empty", objects=()), ["m"], base=tmp_path)
+
+
+def test_a_damaged_coco_file_is_named_not_taken_for_a_folder_of_classes(tmp_path):
+    coco(tmp_path / "train" / "_annotations.coco.json", 0)
+    file = tmp_path / "train" / "_annotations.coco.json"
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(InputError, match=r"_annotations\.coco\.json: must be JSON"):
+        propose(tmp_path / "train", ["m"], base=tmp_path)
+
+
+def test_a_study_file_goes_into_a_folder_that_is_there(tmp_path, capsys):
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["init", str(tmp_path / "train.csv"), "m", "-o", str(tmp_path / "none" / "study.yaml")])
+    assert ended.value.code == 2
+    assert "its folder must exist" in capsys.readouterr().err
