@@ -32,7 +32,7 @@ from sweeper.train.evaluate import evaluate, write_threshold
 from sweeper.train.gradients import Gradients
 from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
 from sweeper.train.options import TrainOptions
-from sweeper.train.packing import check_packing
+from sweeper.train.packed import check_packing
 from sweeper.train.readback import (
     check_batch_size,
     check_lora,
