@@ -15,6 +15,7 @@ from sweeper.models.load import Pretrained
 from sweeper.tasks.base import Batch, Examples, Predictions, Task, Writing
 from sweeper.train import parallel
 from sweeper.train.activation_cache import Serving, uncached
+from sweeper.train.memory import is_out_of_memory
 from sweeper.train.options import TrainOptions
 from sweeper.train.sharding import is_sharded
 
@@ -87,14 +88,6 @@ def _forward(
         outputs = module(**{name: tensor.to(options.device) for name, tensor in batch.inputs.items()})
     loss = task.loss(outputs, batch.targets.to(options.device)).double().sum().item()
     return task.predict(outputs, batch.targets.to(options.device)).cpu().numpy(), loss
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator of torch (GPU or CPU) or of Python gave up."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        phrase in text for phrase in ("out of memory", "can't allocate memory", "cannot allocate memory")
-    )
 
 
 def predict(model: Pretrained, weights: Path, task: Task, examples: Examples, options: TrainOptions) -> Predictions:

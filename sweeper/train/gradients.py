@@ -15,7 +15,7 @@ from sweeper.tasks.base import Batch, Examples, LossOptions, Packing, Task
 from sweeper.train import parallel
 from sweeper.train.activation_cache import Serving, uncached
 from sweeper.train.augment import Augmentation, Draws
-from sweeper.train.evaluate import is_out_of_memory
+from sweeper.train.memory import is_out_of_memory
 from sweeper.train.options import TrainOptions
 
 

@@ -30,6 +30,7 @@ from sweeper.train.balance import class_weights
 from sweeper.train.batches import epoch_batches, steps_per_epoch
 from sweeper.train.evaluate import evaluate, write_threshold
 from sweeper.train.gradients import Gradients
+from sweeper.train.memory import must_fit
 from sweeper.train.optim import carry_state, make_optimizer, schedule, set_rates
 from sweeper.train.options import TrainOptions
 from sweeper.train.packed import check_packing
@@ -163,7 +164,8 @@ class TrainingRun(Iterator[Measurement]):
             check_packing(self._module, task, data.train, self._augmentation)
         if options.gradient_checkpointing:
             sharding.checkpoint_activations(self._module)
-        self._module = self._module if self._is_sharded else self._module.to(self._device)
+        with must_fit("the weights"):
+            self._module = self._module if self._is_sharded else self._module.to(self._device)
         self.effective: dict[str, Any] = {
             "batch_size": max(len(rows) for rows in self._batches(0)),
             "dropouts": check_model(model, self._module, self._settings),
@@ -430,7 +432,8 @@ class TrainingRun(Iterator[Measurement]):
             with self._measure("optimizer"):
                 if settings.max_grad_norm > 0:
                     torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-                self._optimizer.step()
+                with must_fit("weights, gradients and moments"):
+                    self._optimizer.step()
                 self._optimizer.zero_grad(set_to_none=True)
             count += len(rows)
         return float(parallel.total(losses)) / count

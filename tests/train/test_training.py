@@ -163,6 +163,19 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(bench, monkeypatch):
         run._train_epoch()
 
 
+@pytest.mark.parametrize(
+    ("method", "words"), [("step", "weights, gradients and moments alone"), ("to", "the weights alone")]
+)
+def test_a_model_that_no_batch_size_could_fit_is_infeasible(bench, monkeypatch, method, words):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    owner = torch.optim.AdamW if method == "step" else torch.nn.Module
+    monkeypatch.setattr(owner, method, full)
+    with pytest.raises(InfeasibleError, match=words):
+        next(bench["vit"].run())
+
+
 def test_accumulation_does_not_change_the_gradients(bench):
     whole = [facts(m) for m in bench["vit"].run(dropout=0.0)]
     parts = [facts(m) for m in bench["vit"].run(dropout=0.0, options=TrainOptions(micro_batch_size=3))]
