@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +171,21 @@ def _pod(
     return {"metadata": {"labels": dict(_OWNER)}, "spec": spec}
 
 
+def job_state(status: Mapping[str, Any]) -> LaunchState:
+    """Return what the operator wrote into a RayJob's ``status``.
+
+    A RayJob may fail before its job ends: its cluster never came up, its time was over, its spec was refused.
+    """
+    deployment, job = status.get("jobDeploymentStatus"), _STATES.get(status.get("jobStatus", ""))
+    if deployment == "Suspended":
+        return LaunchState.STOPPED
+    if deployment in ("Failed", "ValidationFailed"):
+        return job if job is not None and job.is_final else LaunchState.FAILED
+    if deployment == "Retrying":
+        return LaunchState.RUNNING
+    return job or LaunchState.PENDING
+
+
 class _KubeRay:
     """What both ways share: kubectl, and fetching from a volume."""
 
@@ -273,14 +288,7 @@ class RayJobCluster(_KubeRay):
         found = self._kubectl.get("rayjob.ray.io", handle)
         if found is None:
             return LaunchState.LOST
-        status = found.get("status", {})
-        if status.get("jobDeploymentStatus") == "Suspended":
-            return LaunchState.STOPPED
-        if status.get("jobDeploymentStatus") == "Failed":
-            return _STATES.get(status.get("jobStatus", ""), LaunchState.FAILED)
-        if status.get("jobDeploymentStatus") == "Retrying":
-            return LaunchState.RUNNING
-        return _STATES.get(status.get("jobStatus", ""), LaunchState.PENDING)
+        return job_state(found.get("status", {}))
 
     def logs(self, handle: str, *, follow: bool) -> Iterator[str]:
         """Yield the submitter pod's output, which is the driver's."""

@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from ruamel.yaml import YAML
 
-from sweeper.clusters.base import CopyFile, Launch, Run
-from sweeper.clusters.kuberay import CONFIG_MAP_BYTES, RayClusterCluster, RayJobCluster
+from sweeper.clusters.base import CopyFile, Launch, LaunchState, Run
+from sweeper.clusters.kuberay import CONFIG_MAP_BYTES, RayClusterCluster, RayJobCluster, job_state
 from sweeper.clusters.profiles import KubeRayProfile, load_profile, profile_path
 from sweeper.core.errors import InputError
 
@@ -79,6 +79,10 @@ def within(manifest, place):
         ("spec", "entryPoint", "python"),
         ("spec", "backoffLimit", "3"),
         ("spec", "shutdownAfterJobFinishes", False),
+        ("spec", "deletionStrategy", {"onSuccess": {"policy": "DeleteSelf"}}),
+        ("spec", "deletionStrategy", {"deletionRules": [{"policy": "DeleteSelf", "condition": {"ttlSeconds": 1}}]}),
+        ("spec", "deletionStrategy", {"deletionRules": [{"policy": "DeleteSelf", "condition": {"jobStatus": "DONE"}}]}),
+        ("spec.rayClusterSpec", "managedBy", "somebody"),
         ("spec.rayClusterSpec", "auth", {"mode": "token"}),
         ("spec.rayClusterSpec.authOptions", "mode", "none"),
         ("spec.rayClusterSpec.autoscalerOptions", "version", 2),
@@ -172,3 +176,23 @@ def test_storage_that_no_pod_mounts_is_refused(tmp_path):
     path.write_text(profile_path("kuberay-rayjob").read_text().replace("volume_claim: sweeper\n", ""))
     with pytest.raises(InputError, match="storage_path must lie below volume_path with a volume_claim"):
         load_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "job", "state"),
+    [
+        ("", "", LaunchState.PENDING),
+        ("Initializing", "", LaunchState.PENDING),
+        ("Running", "RUNNING", LaunchState.RUNNING),
+        ("Retrying", "", LaunchState.RUNNING),
+        ("Complete", "SUCCEEDED", LaunchState.SUCCEEDED),
+        ("Suspended", "", LaunchState.STOPPED),
+        ("Failed", "FAILED", LaunchState.FAILED),
+        ("Failed", "STOPPED", LaunchState.STOPPED),
+        ("Failed", "RUNNING", LaunchState.FAILED),  # its time was over
+        ("Failed", "", LaunchState.FAILED),  # its cluster did not come up
+        ("ValidationFailed", "", LaunchState.FAILED),
+    ],
+)
+def test_a_rayjob_that_failed_without_its_job_having_ended_is_not_waited_for(deployment, job, state):
+    assert job_state({"jobDeploymentStatus": deployment, "jobStatus": job}) is state
