@@ -15,7 +15,7 @@ def costs(source: Source, entries: list[dict[str, Any]]) -> list[dict[str, Any]]
     ``search_seconds`` and ``training_seconds`` are device-seconds: of all search trials, and the mean of one training
     at the tuned configuration. ``batches`` by batch size: ``seconds`` of a forward pass and ``examples_per_second``.
     ``pareto`` says that no other model has both a better test score and a lower latency (or, where latency is not
-    known, a shorter training).
+    known, a shorter training); nothing is on the front where models asked for different nodes.
     """
     rows = []
     for entry in entries:
@@ -35,7 +35,7 @@ def costs(source: Source, entries: list[dict[str, Any]]) -> list[dict[str, Any]]
                 "latency_seconds": batches[1]["seconds"] if 1 in batches else None,
             }
         )
-    by = cost_axis(rows)
+    by = cost_axis(source, rows)
     for row in rows:
         row["pareto"] = (
             by is not None and row["test"] is not None and not any(_better(o, row, by, source) for o in rows)
@@ -43,8 +43,13 @@ def costs(source: Source, entries: list[dict[str, Any]]) -> list[dict[str, Any]]
     return rows
 
 
-def cost_axis(rows: list[dict[str, Any]]) -> str | None:
-    """Return the cost that all models have and that matters most: latency, else training, else search."""
+def cost_axis(source: Source, rows: list[dict[str, Any]]) -> str | None:
+    """Return the cost that all models have and that matters most: latency, else training, else search.
+
+    None too where models asked for different nodes: seconds of different devices cannot be compared.
+    """
+    if source.node_labels:
+        return None
     for name in ("latency_seconds", "training_seconds", "search_seconds"):
         if rows and all(row[name] is not None for row in rows if row["test"] is not None):
             return name
@@ -52,16 +57,18 @@ def cost_axis(rows: list[dict[str, Any]]) -> str | None:
 
 
 def setting(source: Source) -> str:
-    """Say how latency and throughput were measured; empty where they were not."""
+    """Say how latency and throughput were measured, and whether seconds can be compared; empty without either."""
+    apart = "Models asked for different nodes: their seconds cannot be compared, and there is no Pareto front."
     measured = next(iter(source.manifest.costs.values()), None)
     if measured is None:
-        return ""
+        return apart if source.node_labels else ""
     threads = f", {measured['num_threads']} thread(s)" if measured["device"] == "cpu" else ""
-    return (
+    text = (
         "Latency and throughput: the fastest of several forward passes of a confirmed checkpoint, examples of median "
         f"length, on {measured['device']}{threads}, {measured['precision']}, measured once while other lanes may have "
         "run; tokenising and decoding not counted."
     )
+    return f"{text} {apart}" if source.node_labels else text
 
 
 def _better(other: dict[str, Any], row: dict[str, Any], by: str, source: Source) -> bool:

@@ -72,7 +72,7 @@ def tuned_figure(source: Source, entries: list[dict[str, Any]]) -> Figure | None
 
 def cost_figure(source: Source, rows: list[dict[str, Any]], entries: list[dict[str, Any]]) -> Figure | None:
     """Draw test quality against the cost that all models have, with the Pareto front."""
-    by = cost_axis(rows)
+    by = cost_axis(source, rows)
     shown = [row for row in rows if row["test"] is not None]
     if by is None or not shown:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from sweeper.report.source import Source, trivial_baseline
@@ -85,6 +86,23 @@ def scope(source: Source) -> list[str]:
         ),
         "It covers these checkpoints, this data set and this metric, not the architectures as such.",
         f"Equal for all models: {_equal(source)}.",
+        *_nodes(source),
+    ]
+
+
+def _nodes(source: Source) -> list[str]:
+    """Say on which nodes models were trained that asked for different ones."""
+    found = []
+    for model, labels in source.node_labels.items():
+        asked = ", ".join(f"{key}={value}" for key, value in sorted(labels.items())) or "any node"
+        nodes = Counter(trial["node"] for trial in source.of(model) if trial["node"])
+        searched = [f"{node} ({count(trials, 'trial')})" for node, trials in sorted(nodes.items())]
+        found.append(f"{model}: {asked}" + (f", searched on {listed(searched)}" if searched else ""))
+    if not found:
+        return []
+    text = f"Not equal: the nodes that models were bound to. {'. '.join(found)}."
+    return [
+        f"{text} Seconds and device-hours of different devices cannot be compared, and limits on them are not equal."
     ]
 
 

@@ -19,6 +19,8 @@ _INACTIVE = -0.14
 
 def tuning_figure(source: Source, curves: dict[str, Any], *, by_cost: bool) -> Figure | None:
     """Draw the expected best score against trials, or against device-seconds."""
+    if by_cost and source.node_labels:  # seconds of different devices
+        return None
     shown = {m: e for m, e in curves["models"].items() if e["seconds_per_trial"] or not by_cost}
     drawn = [value for entry in shown.values() for value in entry["expected_best"]["v"]]
     if not drawn:

@@ -59,6 +59,12 @@ class Source:
         """Devices of a lane: device-seconds are elapsed seconds times this."""
         return int(self.manifest.content.get("training", {}).get("num_workers", 1))
 
+    @property
+    def node_labels(self) -> dict[str, dict[str, str]]:
+        """The labels of the nodes that each model asked for, where models asked for different ones; else empty."""
+        labels: dict[str, dict[str, str]] = self.manifest.machine.get("node_labels", {})
+        return labels if len({tuple(sorted(asked.items())) for asked in labels.values()}) > 1 else {}
+
     def complete(self, model: str) -> list[dict[str, Any]]:
         """The COMPLETE search trials of one model, by number."""
         return [trial for trial in self.of(model) if trial["state"] == TrialState.COMPLETE]

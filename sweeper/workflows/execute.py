@@ -29,6 +29,7 @@ from sweeper.workflows.manifest import (
     changes,
     open_manifest,
     record_findings,
+    record_node_labels,
     record_notes,
     record_openings,
     record_packing,
@@ -188,6 +189,7 @@ def study_lanes(
     """
     training = study.spec.training
     asked = {model.name: {**training.node_labels, **model.node_labels} for model in study.spec.models}
+    record_node_labels(study.paths, asked)
     group_of = {name: ",".join(f"{k}={v}" for k, v in sorted(labels.items())) for name, labels in asked.items()}
     if len(set(group_of.values())) == 1:
         group_of = dict.fromkeys(group_of, "")

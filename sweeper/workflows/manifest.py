@@ -149,6 +149,16 @@ def record_packing(paths: ResultPaths, lanes: int, peaks: Mapping[str, int]) -> 
         write_manifest(paths, manifest)
 
 
+def record_node_labels(paths: ResultPaths, labels: Mapping[str, Mapping[str, str]]) -> None:
+    """Note which nodes each model asks for, where one of them does; the report says whether devices may differ."""
+    if paths.manifest.exists():
+        manifest = read_manifest(paths)
+        noted = {model: dict(asked) for model, asked in labels.items()} if any(labels.values()) else {}
+        if manifest.machine.get("node_labels", {}) != noted:
+            manifest.machine["node_labels"] = noted
+            write_manifest(paths, manifest)
+
+
 def _new_manifest(study: Study) -> Manifest:
     return Manifest(
         name=study.spec.name,

@@ -32,6 +32,7 @@ from sweeper.report.method import dimensions, range_words, scope, sources
 from sweeper.report.source import read_source
 from sweeper.store.paths import ResultPaths
 from sweeper.store.tables import write_table
+from sweeper.workflows.manifest import record_node_labels
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +261,26 @@ def test_costs_stand_beside_quality_with_the_pareto_front(results):
     page = build_report(results).read_text()
     for text in ("3 M", "3 ms", "Pareto front", "Openings of the test split", "licence mit", "Scope of the claims"):
         assert text in page, text
+
+
+def test_models_that_asked_for_different_nodes_are_not_compared_by_seconds(results, tmp_path):
+    results = shutil.copytree(results, tmp_path / "labelled")
+    paths = ResultPaths(results)
+    asked = {model: {"kind": "large" if model == "good" else "small"} for model in read_source(results).models}
+    record_node_labels(paths, {model: {"kind": "small"} for model in asked})
+    assert any(row["pareto"] for row in costs(read_source(results), leaderboard(read_source(results)))), "equal nodes"
+    record_node_labels(paths, asked)
+    source = read_source(results)
+    for trial in source.of("good"):
+        trial["node"] = "h3" if trial["number"] else "h4"
+    assert not any(row["pareto"] for row in costs(source, leaderboard(source)))
+    assert any(
+        "good: kind=large, searched on h3 (11 trials) and h4 (1 trial). middling: kind=small." in s
+        for s in scope(source)
+    )
+    page = build_report(results).read_text()
+    assert not {"cost", "tuning-cost"} & set(figures_of(page))
+    assert "their seconds cannot be compared" in page
 
 
 def test_a_search_space_is_shown_with_ranges_and_sources():
