@@ -1,7 +1,9 @@
 """Two small models on each of six real data sets, through `sweeper run`: leaderboards beside the trivial answers.
 
     python benchmarks/real_sets.py --data DIR [--only wine,bccd] [--trials 3] [--epochs 3] [--output DIR] [--json OUT]
+    python benchmarks/real_sets.py --data DIR --only bccd --epochs 30 --override KEY=VALUE
 
+An override is of the study, as `sweeper run` takes it: 'training.resources_per_worker={CPU: 1, GPU: auto}'.
 DIR holds sms_spam, wine_quality_white, gsm8k, clinc150_imbalanced, sign_language_digits and bccd, as their authors
 publish them (csv, JSON Lines, an image folder, Pascal VOC). The models are built from their configurations and
 pretrained here on the training inputs alone (masked or causal language modelling; detectors on scenes of
@@ -71,7 +73,7 @@ class RealSet:
     task: dict[str, Any]
     models: Callable[[Path, pa.Table, int], list[str]]
     steps: int = 300
-    epochs: int | None = None
+    epochs: int = 3
     space: str = SPACE
 
 
@@ -258,7 +260,7 @@ def study_text(name: str, chosen: RealSet, data: Path, models: list[str], option
             "models": [{"name": model, "checkpoint": f"./{model}"} for model in models],
             "search": {
                 "num_trials": options.trials,
-                "max_epochs": chosen.epochs or options.epochs,
+                "max_epochs": options.epochs or chosen.epochs,
                 "space": "space.yaml",
             },
             "confirm": {"num_seeds": options.seeds},
@@ -298,7 +300,7 @@ def run(name: str, chosen: RealSet, options: argparse.Namespace) -> dict[str, An
         train_defaults(name, chosen, options)
         return {}
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "sweeper.cli", "run", str(study)], check=True)
+    subprocess.run([sys.executable, "-m", "sweeper.cli", "run", str(study), *options.override], check=True)
     result = load_results(home / "results" / name)
     objective = result.manifest.content["objective"]
     losses = {}
@@ -334,7 +336,7 @@ def train_defaults(name: str, chosen: RealSet, options: argparse.Namespace) -> N
                 model=model.name,
                 params=space.active(space.default),
                 seed=1,
-                max_epochs=chosen.epochs or options.epochs,
+                max_epochs=options.epochs or chosen.epochs,
             )
             measured = list(train(trial, study.task, ready, TrainData(**splits), TrainOptions()))
             metric, sign = study.objective.metric, -1 if study.objective.goal == "maximize" else 1
@@ -368,12 +370,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", default=",".join(SETS), help="comma-separated names")
     parser.add_argument("--trials", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="of a trial; its own number for each set when left out")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, help="of pretraining; its own number for each set when left out")
     parser.add_argument("--prepare", action="store_true", help="make the models and stop")
     parser.add_argument("--defaults", action="store_true", help="train the defaults in this process, without Ray")
     parser.add_argument("--output", type=Path, default=Path("results/real_sets"))
+    parser.add_argument("--override", action="append", default=[], help="of the study, as `sweeper run` takes it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     hf.utils.logging.set_verbosity_error()

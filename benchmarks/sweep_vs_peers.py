@@ -3,6 +3,7 @@
     python benchmarks/sweep_vs_peers.py --json OUT.json
     python benchmarks/sweep_vs_peers.py --peers hf_ray --merge --json OUT.json
     python benchmarks/sweep_vs_peers.py --search --json OUT.json
+    python benchmarks/sweep_vs_peers.py --work bert_base --device cuda --peers one_lane,ray_pattern --json OUT.json
 
 Same models, data, epochs, seeds, new heads and batches; all five unfreezing schedules; no pruning. The scripts that run
 stand in ``benchmarks/peers/``; each is a process of its own, one after the other, and gets the whole machine.
@@ -17,7 +18,10 @@ one space and with as many trials; what counts is when a tool has reached, for e
 that both of them reach in the end. (A Ray Tune trial that builds a ``TorchTrainer`` cannot be pruned without leaking
 its placement group, so that pattern takes no part.)
 ``digits``: the quickstart's three vision models; ``docstrings``: two encoders. Checkpoints that are missing are made
-first, by the examples' ``pretrain.py`` (a minute or two). Needs the extra ``bench``.
+first, by the examples' ``pretrain.py`` (a minute or two). ``bert_base``: docstrings of up to 128 tokens for an encoder
+of that size with random weights. ``--device cuda``: a trial of Ray's pattern has a GPU of its own, as documented,
+sweeper's lanes share one as its memory allows (``GPU: auto``), and ``one_lane`` is sweeper with one trial at a time.
+``in_trials_seconds`` is the time from the first trial's start to the last one's end. Needs the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -37,9 +41,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from encoders import BERT_BASE, save_encoder
 from machine import facts
 from processes import descendants, memory
 
+from sweeper.data.builtin import read_builtin
 from sweeper.spec.load import load_study
 from sweeper.workflows.study import provisional
 
@@ -47,20 +53,34 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 SCHEDULES = ("full", "head_only", "last_blocks", "gradual", "head_then_full")
 SEARCHES = {"sweeper": "search_sweeper", "hf_optuna": "search_optuna"}
-ARMS = {"sweeper": "sweeper_lanes", "ray_pattern": "ray_pattern", "hf_optuna": "hf_optuna", "hf_ray": "hf_ray"}
+ARMS = {
+    "sweeper": "sweeper_lanes",
+    "one_lane": "sweeper_lanes",
+    "ray_pattern": "ray_pattern",
+    "hf_optuna": "hf_optuna",
+    "hf_ray": "hf_ray",
+}
+OPTIONS = {"one_lane": ["search.max_concurrent_trials=1"]}
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans of an arm become our children
 SAMPLE_SECONDS, MEMORY_SECONDS = 0.5, 3.0
 
 WORK = {
     "digits": ("quickstart", {"resnet": 1e-2, "vit": 3e-3, "convnext": 3e-3}, ["task.data.max_train_examples=300"]),
     "docstrings": ("docstrings", {"bert": 1e-3, "distilbert": 1e-3}, []),
+    "bert_base": ("docstrings", {"bert": 3e-5}, ["task.max_length=128"]),
 }
 
 
-def write_work(name: str, repeats: int, max_epochs: int, folder: Path) -> dict[str, Any]:
+def write_work(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Write the list of trials, the study and the splits for all arms."""
+    name, repeats, max_epochs = arguments.work, arguments.repeats, arguments.epochs
     example, rates, overrides = WORK[name]
-    if not all((EXAMPLES / example / "checkpoints" / model / "model.safetensors").is_file() for model in rates):
+    overrides = [*overrides, f"training.precision={arguments.precision}"]
+    if arguments.device == "cuda":
+        overrides.append("training.resources_per_worker={CPU: 1, GPU: auto}")
+    if name == "bert_base":
+        overrides.append(f"models=[{{name: bert, checkpoint: {_bert_base(folder / 'bert')}}}]")
+    elif not all((EXAMPLES / example / "checkpoints" / model / "model.safetensors").is_file() for model in rates):
         print(f"making the checkpoints of examples/{example}", flush=True)
         subprocess.run([sys.executable, str(EXAMPLES / example / "pretrain.py")], check=True)
     spec = load_study(EXAMPLES / example / "study.yaml", overrides)
@@ -80,7 +100,7 @@ def write_work(name: str, repeats: int, max_epochs: int, folder: Path) -> dict[s
                     "dropout": 0.0,
                     "unfreezing": schedule,
                 }
-                if name == "docstrings":
+                if example == "docstrings":
                     params["attention_dropout"] = 0.0
                 if schedule == "last_blocks":
                     params["num_unfrozen_blocks"] = 1
@@ -94,6 +114,8 @@ def write_work(name: str, repeats: int, max_epochs: int, folder: Path) -> dict[s
         "checkpoints": {model.name: model.checkpoint for model in spec.models},
         "max_epochs": max_epochs,
         "max_length": spec.task.max_length or 256,
+        "device": arguments.device,
+        "precision": arguments.precision,
         "classes": classes,
         "search": {
             "learning_rates": {model: [rate / 10, rate * 3] for model, rate in rates.items()},
@@ -103,6 +125,16 @@ def write_work(name: str, repeats: int, max_epochs: int, folder: Path) -> dict[s
     }
     (folder / "work.json").write_text(json.dumps(work))
     return work
+
+
+def _bert_base(folder: Path) -> Path:
+    """Save an encoder of BERT base's size and a vocabulary of the docstrings."""
+    sys.path.insert(0, str(EXAMPLES / "docstrings"))
+    import pretrain
+
+    texts = read_builtin("docstrings?per_class=300").column("text").to_pylist()
+    save_encoder(folder, BERT_BASE, pretrain.train_tokenizer(texts))
+    return folder
 
 
 def run_arm(arm: str, script: str, folder: Path) -> dict[str, Any]:
@@ -116,6 +148,7 @@ def run_arm(arm: str, script: str, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     with (folder / f"{arm}.log").open("w") as log:
         command = [sys.executable, str(HERE / "peers" / f"{script}.py"), str(folder / "work.json"), str(out)]
+        command += OPTIONS.get(arm, [])
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=out)
         peak, cpu, sampled_at = 0, {}, 0.0
         while process.poll() is None:
@@ -128,10 +161,12 @@ def run_arm(arm: str, script: str, folder: Path) -> dict[str, Any]:
     _reap(deadline=time.monotonic() + 60)
     if process.returncode:
         _give_up(arm, folder)
+    facts_of_its_own = out / "facts.json"
     return {
         "wall_clock_seconds": ended - began,
         "cpu_seconds": sum(cpu.values()),
         "peak_memory_bytes": peak,
+        **(json.loads(facts_of_its_own.read_text()) if facts_of_its_own.exists() else {}),
     }
 
 
@@ -206,7 +241,9 @@ def main() -> None:
     parser.add_argument("--work", choices=list(WORK), default="digits")
     parser.add_argument("--repeats", type=int, default=3, help="trials for each model and schedule")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--peers", help="hf_optuna,hf_ray,ray_pattern; of searches hf_optuna")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of all tools")
+    parser.add_argument("--peers", help="hf_optuna,hf_ray,ray_pattern; also one_lane; of searches hf_optuna")
     parser.add_argument("--search", action="store_true", help="let every tool search by itself")
     parser.add_argument("--trials", type=int, default=12, help="of a search, for each model")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -215,7 +252,7 @@ def main() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        work = write_work(arguments.work, arguments.repeats, arguments.epochs, folder)
+        work = write_work(arguments, folder)
         if arguments.search:
             work["search"]["num_trials"] = arguments.trials
             (folder / "work.json").write_text(json.dumps(work))
@@ -231,7 +268,8 @@ def main() -> None:
             arms[arm]["scores"] = scores_of(arm, folder, len(work["trials"]))
             shown = {key: round(value, 1) for key, value in arms[arm].items() if key != "scores"}
             print(arm, shown, f"mean score {np.mean(arms[arm]['scores']):.4f}", flush=True)
-    result = {"work": arguments.work, "num_trials": len(work["trials"]), "max_epochs": arguments.epochs}
+    result: dict[str, Any] = {"device": arguments.device, "precision": arguments.precision}
+    result |= {"work": arguments.work, "num_trials": len(work["trials"]), "max_epochs": arguments.epochs}
     figures = compared(work["trials"], arms)
     if arguments.merge and arguments.json.exists():
         earlier = json.loads(arguments.json.read_text())

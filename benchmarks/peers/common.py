@@ -44,6 +44,8 @@ class Work:
         self.max_epochs: int = read["max_epochs"]
         self.max_length: int = read["max_length"]
         self.classes: list[str] = read["classes"]
+        self.device: str = read["device"]
+        self.precision: str = read["precision"]
         self.folder = Path(path).parent
 
     @property
@@ -101,7 +103,8 @@ class Work:
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=self.device == "cpu",
+            bf16=self.precision == "bf16",
             lr_scheduler_type="linear",
             max_grad_norm=1.0,
             **own,

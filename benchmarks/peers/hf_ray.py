@@ -44,7 +44,7 @@ def search(work: Work, name: str, folder: Path) -> None:
         n_trials=1,
         direction="maximize",
         backend="ray",
-        resources_per_trial={"cpu": 1},
+        resources_per_trial={"cpu": 1, "gpu": int(work.device == "cuda")},
         storage_path=str(folder / "ray"),
         name=name,
         verbose=0,

@@ -41,11 +41,14 @@ def main() -> None:
     path, folder = sys.argv[1], sys.argv[2]
     from common import Work
 
+    on_gpu = Work(path).device == "cuda"
+    resources = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
+
     def driver(config: dict[str, Any]) -> None:
         TorchTrainer(
             train,
             train_loop_config=config,
-            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(num_workers=1, use_gpu=on_gpu, resources_per_worker=resources),
             run_config=RunConfig(
                 name=f"train-{tune.get_context().get_trial_id()}",
                 storage_path=f"{folder}/ray",

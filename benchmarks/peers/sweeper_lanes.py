@@ -1,4 +1,4 @@
-"""sweeper's own run of the work list, on its lanes and with its ledger: WORK.json FOLDER."""
+"""sweeper's own run of the work list, on its lanes and with its ledger: WORK.json FOLDER [OVERRIDE...]."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sweeper.workflows.study import provisional, settle  # noqa: E402
 def main() -> None:
     work, folder = Path(sys.argv[1]), Path(sys.argv[2])
     listed = json.loads(work.read_text())
-    spec = load_study(work.with_name("study.yaml"), [f"storage_path={folder / 'results'}"])
+    spec = load_study(work.with_name("study.yaml"), [f"storage_path={folder / 'results'}", *sys.argv[3:]])
     with provisional(spec) as draft:
         study = settle(draft)
     with Connection() as connection:
@@ -47,6 +47,10 @@ def main() -> None:
             state = StudyState.replay(ledger.events())
             conductor = ConfirmConductor(Book(ledger, state, study.objective, 1, []), trials, lambda: False)
             run_assignments(lanes, conductor, scratch=study.paths.scratch, max_retries=0, epoch_timeout_seconds=600)
+    measured = [event for event in Ledger.read(study.paths) if event.kind == "measurement"]
+    began = min(event.s - event.payload["elapsed_seconds"] for event in measured)
+    found = {"in_trials_seconds": max(event.s for event in measured) - began, "num_lanes": lanes.count}
+    (folder / "facts.json").write_text(json.dumps(found))
     for trial in trials:
         accuracy = state.trials[trial.trial_id].measurements[-1].metrics["accuracy"]
         (folder / f"{trial.number}.json").write_text(json.dumps(accuracy))

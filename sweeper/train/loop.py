@@ -205,6 +205,11 @@ class TrainingRun(Iterator[Measurement]):
         """All measurements so far, those before a resumed snapshot included."""
         return tuple(self._measurements)
 
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Most examples that a worker holds at once by now; None: its part of a batch."""
+        return self._gradients.micro_batch_size
+
     def __iter__(self) -> Self:
         return self
 
@@ -275,7 +280,7 @@ class TrainingRun(Iterator[Measurement]):
                 best=self._best,
                 optimizer=self._gathered or checkpoint.optimizer_state(self._optimizer, self._module),
                 measurements=self._measurements,
-                micro_batch_size=self._gradients.micro_batch_size,
+                micro_batch_size=self.micro_batch_size,
                 threshold=self._threshold,
             ),
         )

@@ -156,7 +156,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(bench, monkeypatch):
     monkeypatch.setattr(type(bench["vit"].data.train), "batch", small_memory)
     run._options = TrainOptions(eval_batch_size=4)
     first = next(run)
-    assert run._gradients.micro_batch_size == 4
+    assert run.micro_batch_size == 4
     assert first.train_loss == pytest.approx(plain[0][1], rel=1e-4)
     monkeypatch.setattr(type(bench["vit"].data.train), "batch", lambda self, rows: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(InfeasibleError, match="micro-batch of one"):
