@@ -5,7 +5,8 @@
 Each study runs its number of trials on two simulated lanes with the default sampler; then a winner is chosen among its
 COMPLETE trials, as `sweeper` does. Curves: LCBench (see `lcbench.py`) with its 50 epochs read at as many evenly spaced
 ones, and with ``--recorded`` the recorded fine-tuning space of `recorded_space.py` (9 epochs, whatever ``--epochs``
-says). Each setting is TYPE, TYPE:GRACE or TYPE:GRACE:FACTOR of ``search.scheduler``.
+says). Each setting is TYPE, TYPE:GRACE or TYPE:GRACE:FACTOR of ``search.scheduler``. With ``--limit device-hours`` a
+study of N trials is one that ends when its device-hours do, those of N full trainings, whatever number that makes.
 
 By setting, number of trials and epochs, means over tasks and seeds: ``regret`` of the winner's best epoch, in points of
 the best final value of many random configurations; ``epochs`` trained, as a share of those that all trials would have
@@ -64,12 +65,15 @@ class Shortened:
         return self._curves.reference()
 
 
-def study(curves: Curves | Shortened, setting: str, num_trials: int, seed: int) -> tuple[float, int, int]:
+def study(curves: Curves | Shortened, setting: str, count: int, limit: str, seed: int) -> tuple[float, int, int]:
     """Run one study; return the winner's value, the epochs trained and the trials completed beside the default."""
+    by_time = limit == "device-hours"
+    num_trials = 10**6 if by_time else count
     values = dict(zip(("type", "grace_fraction", "reduction_factor"), setting.split(":"), strict=False))
     spec = SearchSpec.model_validate({"num_trials": num_trials, "max_epochs": curves.max_epochs, "scheduler": values})
     models = (ModelPlan(name="m", checkpoint="", weights="", space=curves.space),)
-    budget = Budget(num_trials=num_trials, max_epochs=curves.max_epochs)
+    hours = count * curves.max_epochs / 3600 if by_time else None  # an epoch takes a second
+    budget = Budget(num_trials=num_trials, max_epochs=curves.max_epochs, device_hours_per_model=hours)
     plan = StudyPlan(name="short", seed=seed, models=models, budget=budget, confirmation_seeds=(), content={})
     book = Book(MemoryLedger(), StudyState(), curves.objective, 1)
     conductor = resumed_search(book, plan, spec, lambda: False, LANES)
@@ -90,6 +94,7 @@ def main() -> None:
     parser.add_argument("--settings", default=SETTINGS)
     parser.add_argument("--epochs", default="4,6,8,10")
     parser.add_argument("--trials", default="8,16,32")
+    parser.add_argument("--limit", default="trials", choices=("trials", "device-hours"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no further study after so long")
     parser.add_argument("--json", type=Path, help="kept studies are not run again")
@@ -117,7 +122,7 @@ def main() -> None:
         )
         if task not in report["references"]:
             report["references"][task] = curves.reference()
-        report["studies"].append({"key": key, "found": study(curves, setting, count, seed)})
+        report["studies"].append({"key": key, "found": study(curves, setting, count, options.limit, seed)})
     report |= {"summary": summary(report), "machine": facts()}
     for line in report["summary"]:
         print(json.dumps(line))

@@ -16,9 +16,10 @@ class Budget:
     max_epochs:
         Epochs of a trial that is never stopped, at least 1; learning-rate schedules span exactly these.
     device_hours_per_model:
-        Upper limit of device-hours (workers x hours) for search and confirmation of one model.
+        Upper limit of device-hours (workers x hours) for search and confirmation of one model; trials are begun as long
+        as the rest suffices for the end of those that were begun.
     time_budget_seconds:
-        Upper limit of wall-clock seconds for the whole study.
+        Upper limit of wall-clock seconds for the whole study, kept in the same way.
     """
 
     num_trials: int

@@ -87,6 +87,16 @@ class EarlyStopping(Protocol):
         """Epochs that a trial trains on average, where all are judged at every rung."""
         ...
 
+    def epochs_left(self, under_way: Sequence[int], max_epochs: int) -> float:
+        """Epochs that will be trained yet if no trial is added any more; rather too many than too few.
+
+        Parameters
+        ----------
+        under_way:
+            Epochs that each trial under way has completed; who waits is known.
+        """
+        ...
+
 
 def settled_after(params: Params, effective: Mapping[str, Any], max_epochs: int) -> float:
     """Return the epoch after which a trial's values can be compared with those of others.
@@ -129,6 +139,10 @@ class NoStopping:
     def expected_epochs(self, max_epochs: int) -> float:
         """All of them."""
         return float(max_epochs)
+
+    def epochs_left(self, under_way: Sequence[int], max_epochs: int) -> float:
+        """All that trials under way could train: which of them will be stopped nobody knows."""
+        return float(sum(max_epochs - epochs for epochs in under_way))
 
 
 class MedianStopping(NoStopping):
@@ -238,9 +252,13 @@ class _Rung:
         """Return the best waiting trial, as long as fewer than ``least`` or one in ``factor`` have passed."""
         while self._waiting and (self._waiting[0][2] in self.passed or self._waiting[0][2] in self._ended):
             heapq.heappop(self._waiting)
+        return self._waiting[0][2] if self._waiting and self.places(factor, least) > 0 else None
+
+    def places(self, factor: int, least: int = 0, coming: int = 0) -> int:
+        """Return how many may pass yet, if ``coming`` more reach the rung; 0 or less if none."""
         passed = len(self.passed) - sum(trial_id in self.passed for trial_id in self._protected)
-        is_free = passed < max(least, len(self.first) // factor)
-        return self._waiting[0][2] if self._waiting and is_free else None
+        reached = len(self.first) + coming
+        return min(reached, max(least, reached // factor)) - passed
 
     def end(self, trial_id: str, *, failed: bool) -> None:
         """Let a trial wait no more; one that failed has not passed."""
@@ -311,6 +329,18 @@ class AshaPromotion:
     def expected_epochs(self, max_epochs: int) -> float:
         """Half of the trials, or one in η where that is more, have passed each rung when the search has ended."""
         return _expected_epochs(self.rungs, min(self._factor, LAST_FACTOR), max_epochs)
+
+    def epochs_left(self, under_way: Sequence[int], max_epochs: int) -> float:
+        """To the next rung for trials under way, then to the end for those that will pass with ``last``."""
+        stops = [*self.rungs, max_epochs]
+        coming = [next(at for at, stop in enumerate(stops) if stop > epochs) for epochs in under_way]
+        total = sum(stops[at] - epochs for at, epochs in zip(coming, under_way, strict=True))
+        passing = 0
+        for at, (epoch, rung) in enumerate(self._rungs.items()):
+            reach = coming.count(at) + passing
+            passing = max(0, rung.places(min(self._factor, LAST_FACTOR), least=1, coming=reach))
+            total += passing * (stops[at + 1] - epoch)
+        return float(total)
 
 
 class Hyperband(NoStopping):

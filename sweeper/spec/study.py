@@ -194,8 +194,10 @@ class SearchSpec(_Section):
     sampler: Literal["auto", "tpe", "random", "qmc", "gp", "cmaes"] = "auto"
     scheduler: SchedulerSpec = Field(default_factory=SchedulerSpec)
     max_concurrent_trials: int | Literal["auto"] = Field("auto", description="lanes; 1 is deterministic")
-    device_hours_per_model: float | None = Field(None, gt=0)
-    time_budget_seconds: float | None = Field(None, gt=0)
+    device_hours_per_model: float | None = Field(
+        None, gt=0, description="limit for search and confirmation; what trials need that were begun is kept back"
+    )
+    time_budget_seconds: float | None = Field(None, gt=0, description="the same by the clock, for the whole study")
     space: str | None = Field(None, description="search-space file forced on all models")
     points_to_evaluate: list[dict[str, Any]] | dict[Name, list[dict[str, Any]]] = Field(
         default_factory=list,

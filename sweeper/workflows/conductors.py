@@ -6,6 +6,7 @@ Rebuilt from the ledger it goes on exactly where it was.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from sweeper.spec.study import SearchSpec
 from sweeper.workflows.book import Book
 
 HOPELESS_AFTER = 5  # trials of a model that all failed before the model is given up
-CONFIRMATION_MARGIN = 1.15  # confirmation is reserved this much more time than measured epochs suggest
+MARGIN = 1.15  # what is to come is reserved this much more time than measured epochs suggest
 
 
 Room = Callable[[str, Sequence[str]], bool]
@@ -148,6 +149,10 @@ class _Tally:
     def all_failed(self) -> int:
         """How many trials ended, where all of them failed; else 0."""
         return self.ended if self.ended == len(self.failures) else 0
+
+    def seconds_for(self, epochs: float) -> float:
+        """Lane-seconds that so many epochs will take, from those measured so far."""
+        return MARGIN * epochs * self.seconds / self.epochs if self.epochs else 0.0
 
     def measured(self, before: Sequence[Measurement], measurement: Measurement) -> None:
         """Count an epoch; ``before`` are the trial's measurements without it."""
@@ -302,28 +307,60 @@ class SearchConductor(_Conductor):
     def _grows(self, model: str) -> bool:
         """Whether the search of a model may begin further trials."""
         spent = self._tallies[model].asked >= self._plan.budget.num_trials
-        return not spent and not self._hopeless(model) and model not in self._book.state.search_ends
+        ended = self._hopeless(model) or model in self._book.state.search_ends
+        return not spent and not ended and not self._finishing(model)
 
     def _closed(self, model: str) -> str | None:
         """Say which limit ends the search of ``model`` now, or None. Each keeps time for confirmation."""
-        budget = self._plan.budget
-        if budget.time_budget_seconds is not None:
-            spent = self._spent_seconds + self._book.session_seconds
-            reserve = sum(self._confirmation_seconds(name) for name in self._tallies) / self._num_lanes
-            if spent + reserve >= budget.time_budget_seconds:
-                return "time_budget_seconds is used up"
-        if budget.device_hours_per_model is not None:
-            spent, reserve = self._tallies[model].seconds, self._confirmation_seconds(model)
-            if (spent + reserve) * self._book.num_workers >= budget.device_hours_per_model * 3600:
-                return "device_hours_per_model is used up"
+        if self._seconds_left() <= 0:
+            return "time_budget_seconds is used up"
+        if self._device_seconds_left(model) <= 0:
+            return "device_hours_per_model is used up"
         return None
+
+    def _finishing(self, model: str) -> bool:
+        """Whether one more trial of ``model`` would leave too little time for the end of those that were begun.
+
+        A trial that is cut off by a limit has cost its epochs and cannot be chosen. The time of the clock must also
+        be enough for a trial from its first epoch to its last, and is the same for all models.
+        """
+        left, device_left = self._seconds_left(), self._device_seconds_left(model)
+        if device_left < math.inf and self._end_seconds(model) >= device_left:
+            return True
+        if left == math.inf:
+            return False
+        together = sum(self._end_seconds(name) for name in self._tallies) / self._num_lanes
+        return max(together, *(self._training_seconds(name) for name in self._tallies)) >= left
+
+    def _seconds_left(self) -> float:
+        """Return how long the search may go on by the clock; infinite where nothing limits it."""
+        limit = self._plan.budget.time_budget_seconds
+        if limit is None:
+            return math.inf
+        reserve = sum(self._confirmation_seconds(name) for name in self._tallies) / self._num_lanes
+        return limit - self._spent_seconds - self._book.session_seconds - reserve
+
+    def _device_seconds_left(self, model: str) -> float:
+        """Return how many lane-seconds the search of ``model`` may take yet; infinite where nothing limits it."""
+        hours = self._plan.budget.device_hours_per_model
+        if hours is None:
+            return math.inf
+        return hours * 3600 / self._book.num_workers - self._tallies[model].seconds - self._confirmation_seconds(model)
 
     def _confirmation_seconds(self, model: str) -> float:
         """Lane-seconds that confirming ``model`` will take, from the epochs measured so far."""
-        tally = self._tallies[model]
-        per_epoch = tally.seconds / tally.epochs if tally.epochs else 0.0
-        num_runs = 2 * len(self._plan.confirmation_seeds)
-        return CONFIRMATION_MARGIN * per_epoch * self._plan.budget.max_epochs * num_runs
+        return self._training_seconds(model) * 2 * len(self._plan.confirmation_seeds)
+
+    def _training_seconds(self, model: str) -> float:
+        """Lane-seconds of a trial that runs to its end."""
+        return self._tallies[model].seconds_for(self._plan.budget.max_epochs)
+
+    def _end_seconds(self, model: str) -> float:
+        """Lane-seconds in which the trials of ``model`` that were begun, and one more, would come to their end."""
+        trials = self._book.state.trials
+        under_way = [len(trials[name].measurements) for name, run in self._running.items() if run.trial.model == model]
+        epochs = self._stoppings[model].epochs_left([*under_way, 0], self._plan.budget.max_epochs)
+        return self._tallies[model].seconds_for(epochs)
 
     def _hopeless(self, model: str) -> bool:
         """Whether so many trials ended badly, and none well, that a model is given up: or all that its space holds."""

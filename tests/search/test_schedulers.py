@@ -87,6 +87,39 @@ def test_a_search_that_ends_lets_half_of_each_rung_pass_and_at_least_its_best():
     assert promoted == [*(Promotion(str(index), 3) for index in range(4 - len(on_arrival))), None], "4 of 9 in all"
 
 
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=60), st.integers(2, 4))
+def test_the_epochs_that_are_left_are_those_that_the_end_of_a_search_trains(events, factor):
+    asha = AshaPromotion(OBJECTIVE, 20, factor, 0.1)
+    stops, values = [*asha.rungs, 20], [value for value, _ in events]
+
+    def trained(index, since):
+        """Train to where the trial pauses or ends; return the epochs it took."""
+        for stop in (stop for stop in stops if stop > since):
+            if stop == 20 or asha.decide(str(index), stop, values[index]) is Decision.PAUSE:
+                return stop - since
+        raise AssertionError
+
+    for index, (_, is_promoted) in enumerate(events):
+        trained(index, 0)
+        if is_promoted and (promotion := asha.promote()) is not None:
+            trained(int(promotion.trial_id), promotion.epoch)
+    expected, total = asha.epochs_left([], 20), 0
+    while (promotion := asha.promote(last=True, idle=True)) is not None:
+        total += trained(int(promotion.trial_id), promotion.epoch)
+    assert expected == total
+    assert asha.epochs_left([], 20) == 0
+
+
+def test_trials_under_way_are_counted_to_their_next_rung_or_to_their_end():
+    asha = AshaPromotion(OBJECTIVE, 9, 3, 0.3)
+    assert asha.epochs_left([], 9) == 0
+    assert asha.epochs_left([1, 5], 9) == (3 - 1) + (9 - 3) + (9 - 5), "the first is the only one at its rung"
+    assert asha.epochs_left([0, 0, 0, 0], 9) == 4 * 3 + 2 * 6, "half of them pass"
+    for kind in TYPES:
+        assert new(kind).epochs_left([8], 9) == 1
+    assert new("asha").epochs_left([1, 5], 9) == 8 + 4
+
+
 def test_a_promoted_trial_that_fails_gives_its_place_to_the_next_and_one_that_ended_is_not_promoted():
     asha = AshaPromotion(OBJECTIVE, 9, 3, 0.3)
     asha.decide("default", 3, 0.9, protected=True)

@@ -41,6 +41,14 @@ def curve(trial):
         )
 
 
+class SimulatedTime(Book):
+    """A book whose wall clock is that of the simulated lanes."""
+
+    @property
+    def session_seconds(self):
+        return self.simulated.clock
+
+
 def search(
     kind,
     events=(),
@@ -52,6 +60,8 @@ def search(
     models=("a", "b"),
     epochs=EPOCHS,
     room=None,
+    device_hours=None,
+    seconds=None,
     **scheduler,
 ):
     scheduler = scheduler or {"grace_fraction": 0.12, "reduction_factor": 2}
@@ -62,14 +72,17 @@ def search(
         name="s",
         seed=0,
         models=tuple(ModelPlan(name=name, checkpoint="", weights="", space=space) for name in models),
-        budget=Budget(num_trials=trials, max_epochs=epochs),
+        budget=Budget(
+            num_trials=trials, max_epochs=epochs, device_hours_per_model=device_hours, time_budget_seconds=seconds
+        ),
         confirmation_seeds=(),
         content={},
     )
     ledger = MemoryLedger(events)
     state = StudyState.replay(ledger.events())
-    book = Book(ledger, state, OBJECTIVE, 1)
     simulated = SimulatedLanes(curve, lanes)
+    book = SimulatedTime(ledger, state, OBJECTIVE, 1)
+    book.simulated = simulated
     simulated.serve(resumed_search(book, plan, spec, lambda: False, lanes, room))
     return list(ledger.events()), state, simulated
 
@@ -164,6 +177,35 @@ def test_the_trials_that_pass_at_the_end_of_a_search_share_all_lanes():
         trained = sum(len(record.measurements) for record in state.trials.values())
         assert trained > 0.8 * 8 * simulated.clock
         assert sum(event.kind == "trial_promoted" for event in events) >= 8
+
+
+@pytest.mark.parametrize("kind", ["none", "median", "asha", "asha-promotion", "hyperband"])
+@pytest.mark.parametrize("limit", ["device_hours", "seconds"])
+def test_a_search_that_a_limit_ends_cuts_no_trial_off(kind, limit):
+    """The default early stopping at its usual rungs: what is begun is brought to the end that it would have come to."""
+    space = SearchSpace(parameters=SPACE.parameters[:1], default={"learning_rate": 1e-3})
+    for lanes in (1, 3):
+        full = 24 * EPOCHS * (1 if limit == "device_hours" else 2 / lanes)  # seconds of 24 trials of each model
+        _, state, simulated = search(
+            kind,
+            trials=10**6,
+            lanes=lanes,
+            space=space,
+            reduction_factor=3,
+            grace_fraction=0.12,
+            **{limit: full / 3600 if limit == "device_hours" else full},
+        )
+        assert not any("used up" in record.reason for record in state.trials.values())
+        trained = [
+            sum(len(record.measurements) for record in state.trials.values() if record.spec.model == model)
+            for model in "ab"
+        ]
+        assert sum(trained) <= 2 * 24 * EPOCHS
+        assert min(trained) > 0.8 * 24 * EPOCHS, "nor is much of the limit left"
+        assert limit == "device_hours" or simulated.clock <= full
+        if kind == "asha-promotion":
+            complete = sum(record.state is TrialState.COMPLETE for record in state.trials.values())
+            assert complete >= 0.9 * len(state.trials) / 2
 
 
 def test_no_trial_is_judged_before_its_warm_up_has_ended():
