@@ -110,14 +110,14 @@ class Host:
         self.processes.append(process)
         return process
 
-    def ray(self, *words: str) -> None:
+    def ray(self, *words: str, num_cpus: int = 1) -> None:
         """Join or found the cluster; a busy machine may need more than one try."""
         ray = str(Path(sys.executable).with_name("ray"))
-        common = ("--node-ip-address", self.address, "--num-cpus", "1", "--disable-usage-stats", "--block", *AGENTS)
+        common = ("--node-ip-address", self.address, "--num-cpus", str(num_cpus), "--disable-usage-stats", "--block")
         log = self._folder / f"{self.name}.log"
         for _ in range(JOIN_TRIES):
             said = log.stat().st_size if log.exists() else 0
-            process = self.start(ray, "start", *words, "--object-store-memory", OBJECT_STORE, *common)
+            process = self.start(ray, "start", *words, "--object-store-memory", OBJECT_STORE, *common, *AGENTS)
             deadline = time.monotonic() + JOIN_SECONDS
             while process.poll() is None and time.monotonic() < deadline:
                 if "Ray runtime started" in log.read_text(errors="replace")[said:]:
@@ -128,11 +128,16 @@ class Host:
 
     def holds_lane(self) -> bool:
         """Whether a worker of a lane runs here."""
+        return self.count("ray::RayTrainWorker") > 0
+
+    def count(self, program: str) -> int:
+        """Return how many processes whose first word ends so run here."""
+        found = 0
         for pid in self._pids():
             with suppress(OSError):
-                if b"ray::RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return True
-        return False
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                found += words[0].split(b" ")[0].endswith(program.encode())
+        return found
 
     def unplug(self) -> None:
         """Pull the cable."""
@@ -269,6 +274,12 @@ def own_folders(folder: Path, study: Path) -> list[Path]:
     return found
 
 
+def name_hosts(folder: Path) -> None:
+    """Write the file of names that every host sees."""
+    lines = [f"10.77.31.{number} sweeper-h{number}\n" for number in range(1, 10)]
+    (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
+
+
 class Story:
     """What happens, told as it does."""
 
@@ -299,18 +310,22 @@ class Scene:
     server: ObjectServer | None
 
 
-def make_scene(folder: Path, options: argparse.Namespace, stack: ExitStack) -> Scene:
-    """Write study and models, and start the object store where there is one; ``stack`` ends it."""
-    environment = {
+def make_environment(temporary: Path) -> dict[str, str]:
+    """Return the environment of everything on the hosts: one token, and losses noticed soon."""
+    return {
         **os.environ,
         **HEALTH,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "HF_HUB_OFFLINE": "1",
-        "RAY_TMPDIR": str(folder / ("view/ray" if options.s3 else "ray")),
+        "RAY_TMPDIR": str(temporary),
     }
-    lines = [f"10.77.31.{number} sweeper-h{number}\n" for number in range(1, 10)]
-    (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
+
+
+def make_scene(folder: Path, options: argparse.Namespace, stack: ExitStack) -> Scene:
+    """Write study and models, and start the object store where there is one; ``stack`` ends it."""
+    environment = make_environment(folder / ("view/ray" if options.s3 else "ray"))
+    name_hosts(folder)
     make_models(folder / "models")
     study = write_study(folder / "models", folder / "study", options.trials, 3)
     results = study.parent / "results" / "chaos"

@@ -21,9 +21,11 @@ from sweeper.clusters.base import CopyFile, Launch, LaunchState, Request, Run, S
 from sweeper.clusters.commands import attempt, run
 from sweeper.clusters.doctor import ClusterFacts
 from sweeper.clusters.jobs import JobsCluster
+from sweeper.clusters.pods import node_types
 from sweeper.clusters.profiles import ExistingProfile, KubeRayProfile, WorkerGroup
 from sweeper.clusters.supervise import words
 from sweeper.core.errors import InputError, Problem, RunFailedError
+from sweeper.core.node_types import NODE_TYPES
 
 CONFIG_MAP_BYTES = 700 * 2**10  # Kubernetes' limit is 1 MiB with everything, and base64 adds a third
 PACKAGE_FOLDER = "/etc/sweeper"
@@ -343,7 +345,7 @@ class RayJobCluster(_KubeRay):
             },
             "spec": {
                 "entrypoint": shlex.join(command),
-                "runtimeEnvYAML": to_yaml({"working_dir": package}),
+                "runtimeEnvYAML": to_yaml({"working_dir": package, "env_vars": {NODE_TYPES: node_types(profile)}}),
                 "submissionMode": "K8sJobMode",
                 "backoffLimit": profile.head_restarts,
                 "shutdownAfterJobFinishes": True,
@@ -417,7 +419,8 @@ class RayClusterCluster(_KubeRay):
 
     def _jobs_profile(self, address: str) -> ExistingProfile:
         profile = self._profile
-        kept = {name: getattr(profile, name) for name in ("python", "environment", "max_restarts", "check")}
+        kept = {name: getattr(profile, name) for name in ("python", "max_restarts", "check")}
+        kept["environment"] = {NODE_TYPES: node_types(profile), **profile.environment}
         return ExistingProfile(type="existing", address=address, storage_path=profile.storage_path, **kept)
 
     @contextmanager

@@ -22,8 +22,11 @@ from sweeper.clusters.launches import home_of
 from sweeper.clusters.profiles import RayUpProfile
 from sweeper.clusters.supervise import words
 from sweeper.core.errors import RunFailedError
+from sweeper.core.node_types import NODE_TYPES
 
 UP_SECONDS = 1800.0
+CONFIG_ON_HEAD = "~/ray_bootstrap_config.yaml"
+"""Where `ray up` puts the configuration, with what the cloud said of each machine type filled in."""
 _STATUS = re.compile(r"Status for job '[^']+': (\w+)|Job '[^']+' (succeeded|failed|was stopped)")
 _ENDS = {"succeeded": LaunchState.SUCCEEDED, "failed": LaunchState.FAILED, "was stopped": LaunchState.STOPPED}
 
@@ -47,8 +50,8 @@ class RayUpCluster:
         )
         submit = ["ray", "job", "submit", "--no-wait", "--submission-id", launch.name]
         submit += ["--working-dir", package.replace("~", "$HOME", 1)]
-        if profile.environment:
-            submit += ["--runtime-env-json", json.dumps({"env_vars": profile.environment})]
+        variables = {NODE_TYPES: CONFIG_ON_HEAD, **profile.environment}
+        submit += ["--runtime-env-json", json.dumps({"env_vars": variables})]
         remote = " ".join(w if w.startswith("$HOME") else shlex.quote(w) for w in [*submit, "--", *command])
         return [
             WriteFile(path=config, text=self._text()),

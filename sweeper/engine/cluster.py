@@ -16,10 +16,9 @@ import ray
 from sweeper.core.errors import InputError, Problem
 from sweeper.engine import environment
 from sweeper.engine.lanes import LaneShape
+from sweeper.engine.node_types import node_types
 
 logger = logging.getLogger("sweeper")
-
-UNLIMITED = 10_000  # nodes of a group without a limit
 
 
 class Connection:
@@ -132,8 +131,8 @@ def worker_resources(
         return dict(asked)
     nodes = _live_nodes(labels or {})
     gpus = sum(node.get("GPU", 0) for node in nodes)
-    if not (labels and nodes):  # an autoscaler's node types have no labels here: nodes that have them know better
-        gpus = max(gpus, sum(resources.get("GPU", 0) * most for resources, most in _node_groups()))
+    if not (labels and nodes):  # labels of node types may not be known: nodes that have them know better
+        gpus = max(gpus, sum(resources.get("GPU", 0) * most for resources, most in _to_come(labels or {})))
     return {"CPU": 1.0, "GPU": 1.0} if gpus >= num_workers else {"CPU": 1.0}
 
 
@@ -151,7 +150,7 @@ def capacity(shape: LaneShape) -> Capacity:
         return sum(workers * n for workers, n in each) // shape.num_workers
 
     now = lanes([(node, 1) for node in _live_nodes(shape.node_labels)])
-    return Capacity(now=now, later=max(now, lanes(_node_groups())))
+    return Capacity(now=now, later=max(now, lanes(_to_come(shape.node_labels))))
 
 
 def lane_count(shape: LaneShape, asked: int | str, work: int | None = None) -> int:
@@ -291,14 +290,6 @@ def _live_nodes(labels: Mapping[str, str]) -> list[Mapping[str, float]]:
     return [node["Resources"] for node in _nodes_alive() if labels.items() <= node.get("Labels", {}).items()]
 
 
-def _node_groups() -> list[tuple[Mapping[str, float], int]]:
-    """Return the kinds of nodes that the autoscaler keeps, each with the most there may be; none without one.
-
-    Ray has no public way to ask for what the autoscaler wrote down. Labels of groups are not among it.
-    """
-    try:
-        config = ray._private.state.state.get_cluster_config()
-    except Exception:  # an older or newer Ray: then the nodes that are there count
-        return []
-    groups = config.node_group_configs if config is not None else ()
-    return [(dict(group.resources), UNLIMITED if group.max_count < 0 else group.max_count) for group in groups]
+def _to_come(labels: Mapping[str, str]) -> list[tuple[Mapping[str, float], int]]:
+    """Return the resources of the nodes that an autoscaler may have with these labels, each kind with its limit."""
+    return [(each.resources, each.max_workers) for each in node_types() if each.may_have(labels)]

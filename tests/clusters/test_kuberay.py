@@ -14,8 +14,11 @@ from ruamel.yaml import YAML
 
 from sweeper.clusters.base import CopyFile, Launch, LaunchState, Run
 from sweeper.clusters.kuberay import CONFIG_MAP_BYTES, RayClusterCluster, RayJobCluster, job_state
+from sweeper.clusters.pods import quantity
 from sweeper.clusters.profiles import KubeRayProfile, load_profile, profile_path
 from sweeper.core.errors import InputError
+from sweeper.core.node_types import NODE_TYPES
+from sweeper.engine.node_types import node_types
 
 SCHEMA = YAML(typ="safe").load((Path(__file__).parent / "kuberay.yaml").read_text())
 KUBERNETES = ("1.28", "1.37")  # the release that KubeRay's reference links to, and the newest one published
@@ -168,7 +171,30 @@ def test_a_large_package_goes_to_object_storage_or_is_refused(tmp_path):
     assert copy.target == "s3://bucket/packages/made-1.zip"
     [manifest] = manifests([job])
     check(manifest)
-    assert YAML(typ="safe").load(manifest["spec"]["runtimeEnvYAML"]) == {"working_dir": copy.target}
+    assert YAML(typ="safe").load(manifest["spec"]["runtimeEnvYAML"])["working_dir"] == copy.target
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_driver_is_told_which_nodes_the_autoscaler_may_add(name, tmp_path, monkeypatch):
+    """No worker stands when a study starts on the profiles that come along: without this no lane would fit."""
+    [*_, step] = SHIPPED[name](load_profile(profile_path(name))).steps(launch(tmp_path))
+    if name == "kuberay-rayjob":
+        [job] = manifests([step])
+        told = YAML(typ="safe").load(job["spec"]["runtimeEnvYAML"])["env_vars"]
+    else:
+        told = step.body["runtime_env"]["env_vars"]
+    monkeypatch.setenv(NODE_TYPES, told[NODE_TYPES])
+    found = {each.name: each for each in node_types()}
+    assert found["gpu"].resources == {"CPU": 8, "GPU": 1, "memory": 32 * 2**30}
+    assert found["gpu"].max_workers == 4
+    assert found["gpu"].may_have({"accelerator": "l4", "ray.io/accelerator-type": "L4"})
+    assert not found["gpu"].may_have({"market": "spot"})
+    assert found["gpu-spot"].may_have({"market": "spot"})
+
+
+def test_quantities_are_numbers():
+    wanted = {"4": 4, "500m": 0.5, "1.5": 1.5, "2K": 2000, "16Gi": 16 * 2**30, "1T": 10**12}
+    assert {text: quantity(text) for text in wanted} == wanted
 
 
 def test_storage_that_no_pod_mounts_is_refused(tmp_path):

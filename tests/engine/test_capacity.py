@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from sweeper.core.errors import InputError
+from sweeper.core.node_types import NODE_TYPES
 from sweeper.core.trial import TrialKind, TrialState
 from sweeper.engine import cluster
 from sweeper.engine.cluster import Capacity, capacity, lane_count, lane_counts, worker_resources
@@ -25,7 +27,7 @@ def nodes(monkeypatch):
     def plant(live, groups=()):
         listed = [{"Alive": True, "Resources": r, "Labels": labels} for r, labels in live]
         config = SimpleNamespace(
-            node_group_configs=[SimpleNamespace(resources=r, max_count=most) for r, most in groups]
+            node_group_configs=[SimpleNamespace(name="g", resources=r, max_count=most) for r, most in groups]
         )
         monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
         state = SimpleNamespace(get_cluster_config=lambda: config if groups else None)
@@ -49,6 +51,30 @@ def test_a_cluster_that_is_still_empty_takes_a_study(nodes):
     assert lane_count(GPU, "auto", work=50) == 50
     nodes([({"CPU": 0}, {})])
     with pytest.raises(InputError, match="one lane of 1 worker"):
+        lane_count(GPU, "auto")
+
+
+def test_nodes_that_a_driver_is_told_of_count_with_their_labels(nodes, monkeypatch, tmp_path):
+    nodes([({"CPU": 0}, {})])
+    told = {"l4": {"resources": {"CPU": 8, "GPU": 2}, "max_workers": 3, "labels": {"kind": "l4"}}}
+    monkeypatch.setenv(NODE_TYPES, json.dumps(told))
+    assert lane_count(GPU, "auto") == 6
+    assert lane_count(shapes(l4={"kind": "l4"})["l4"], "auto") == 6
+    assert worker_resources("auto", 1, {"kind": "h100"}) == {"CPU": 1.0}
+    with pytest.raises(InputError, match=r"nodes with labels .*h100"):
+        lane_count(shapes(h100={"kind": "h100"})["h100"], "auto")
+    told["head"] = {"resources": {"CPU": 64, "GPU": 64}}
+    config = tmp_path / "ray_bootstrap_config.yaml"
+    config.write_text(json.dumps({"max_workers": 2, "head_node_type": "head", "available_node_types": told}))
+    monkeypatch.setenv(NODE_TYPES, str(config))
+    assert lane_count(GPU, "auto") == 4, "not more than the whole cluster may have, and no lane on the head"
+
+
+@pytest.mark.parametrize("told", ['{"gpu": {"max_workers": 1}}', "{", "/no/such/file.yaml"])
+def test_node_types_that_cannot_be_read_are_an_error(told, nodes, monkeypatch):
+    nodes([({"CPU": 8, "GPU": 1}, {})])
+    monkeypatch.setenv(NODE_TYPES, told)
+    with pytest.raises(InputError, match="SWEEPER_NODE_TYPES: must be Ray's available_node_types as JSON"):
         lane_count(GPU, "auto")
 
 
