@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +15,8 @@ import pyarrow as pa
 def encoded(folder: Path, key: str, build: Callable[[], pa.Table]) -> pa.Table:
     """Return the table kept under ``key``, building it first where it is missing.
 
-    Several processes may ask at once: one builds, the others wait. A builder that dies leaves no lock behind.
+    Several processes may ask at once: one builds, the others wait. A builder that dies leaves no lock behind. On a disk
+    that knows no locks (NFS without them) several may build, each for itself, and the last one's table stays.
 
     Parameters
     ----------
@@ -28,7 +31,8 @@ def encoded(folder: Path, key: str, build: Callable[[], pa.Table]) -> pa.Table:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when its holder dies
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when its holder dies
             if not path.exists():
                 write_table(path, build())
     return map_table(path)
@@ -36,7 +40,7 @@ def encoded(folder: Path, key: str, build: Callable[[], pa.Table]) -> pa.Table:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a table as one record batch, so that its columns map without a copy; whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     table = table.combine_chunks()
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(1, len(table)))

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -199,6 +204,25 @@ def test_planted_duplicates_and_leaks_are_counted(tmp_path):
     assert report["near_leaks"]["train-test"] == 6
     assert report["conflicting_labels"] == 1
     json.dumps(report)
+
+
+def test_of_many_that_ask_for_an_encoded_table_at_once_one_builds_it(tmp_path):
+    built = []
+
+    def build():
+        built.append(1)
+        time.sleep(0.1)
+        return pa.table({"x": [1, 2]})
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: encoded(tmp_path, "key", build), range(8)))
+    assert built == [1]
+    assert all(table.column("x").to_pylist() == [1, 2] for table in found)
+
+
+def test_an_encoded_table_is_built_where_the_disk_knows_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    assert encoded(tmp_path, "key", lambda: pa.table({"x": [1]})).column("x").to_pylist() == [1]
 
 
 def test_an_encoded_table_is_built_once_and_mapped(tmp_path):
