@@ -64,7 +64,8 @@ MEANINGS = {
     "horizontal_flip": "images: probability",
     "mixup_alpha": "images: Beta parameter, 0 for off",
     "cutmix_alpha": "images: Beta parameter, 0 for off",
-    "token_dropout": "texts: probability that a token is masked out",
+    "token_dropout": "texts: probability that a token is hidden from attention",
+    "token_deletion": "texts: probability that a token is taken out, the rest moving up",
 }
 CHOICES = {
     "unfreezing": UNFREEZING,

@@ -46,6 +46,7 @@ HYPERPARAMETERS = (
     "mixup_alpha",
     "cutmix_alpha",
     "token_dropout",
+    "token_deletion",
 )
 _KEYS = {"type", "low", "high", "log", "step", "choices", "when", "source"}
 _WANDB_KEYS = {"distribution", "min", "max", "values", "value", "q"}

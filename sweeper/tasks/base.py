@@ -27,11 +27,14 @@ class Batch:
 
     ``follow`` moves targets the way augmentation moved the images: given the batch, (B, 2) pixels down and to the right
     and (B,) whether mirrored, it returns the batch with everything but the pixels moved. None: targets have no place.
+    ``fill`` names the inputs (B, L) that hold tokens and what stands in them after a row's last one. None: rows cannot
+    be shortened.
     """
 
     inputs: dict[str, torch.Tensor]
     targets: torch.Tensor
     follow: Callable[[Batch, NDArray[np.int64], NDArray[np.bool_]], Batch] | None = None
+    fill: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from sweeper.tasks.images import ImageInputs
 from sweeper.tasks.text import TextInputs
 
 OF_IMAGES = ("random_crop", "horizontal_flip", "mixup_alpha", "cutmix_alpha")
-OF_TEXT = ("token_dropout",)
+OF_TEXT = ("token_dropout", "token_deletion")
 OF_CLASSES = ("label_smoothing", "focal_gamma", "balance")
 
 
@@ -105,6 +105,7 @@ def not_applicable(kind: str, target: TargetKind) -> dict[str, str]:
     found = dict.fromkeys(other, f"applies to {what} only")
     if target == "text":
         found |= dict.fromkeys(("focal_gamma", "balance"), "applies to classes only")
+        found |= {"token_deletion": "its tokens are what is to be learnt"}
     if target in ("number", "boxes"):
         found |= dict.fromkeys((*OF_CLASSES, "mixup_alpha", "cutmix_alpha"), "applies to classes only")
     if target == "labels":

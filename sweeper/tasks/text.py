@@ -83,9 +83,10 @@ class TokenExamples(NamedTargets):
     """Token lists in Arrow memory, gathered and padded without a Python loop over tokens."""
 
     def __init__(self, table: pa.Table, pad_token_id: int, max_length: int, num_labels: int = 0) -> None:
-        self._pad = {"input_ids": pad_token_id, "token_type_ids": 0}
+        pad = {"input_ids": pad_token_id, "token_type_ids": 0}
         self._max_length = max_length
-        self._columns = {name: ragged(table, name) for name in self._pad if name in table.column_names}
+        self._columns = {name: ragged(table, name) for name in pad if name in table.column_names}
+        self._pad = {name: pad[name] for name in self._columns}
         offsets, _ = self._columns["input_ids"]
         self._lengths = np.diff(offsets).astype(np.int64)
         super().__init__(table, target_array(table, num_labels))
@@ -108,7 +109,7 @@ class TokenExamples(NamedTargets):
             at = (offsets[indices][:, None] + np.arange(width))[inside]
             padded[inside] = values[at]
             inputs[name] = torch.from_numpy(padded)
-        return Batch(inputs=inputs, targets=torch.from_numpy(self._targets[indices]))
+        return Batch(inputs=inputs, targets=torch.from_numpy(self._targets[indices]), fill=self._pad)
 
 
 def bucket(length: int, max_length: int) -> int:

@@ -4,11 +4,13 @@ The draws are made for the whole global batch and then shared out, so neither th
 micro-batches changes an example's augmentation, and a resumed run repeats it. Images: a random crop is a shift of the
 image with its edge repeated (He et al. 2016 pad by zeros); mixup (Zhang et al. 2018, arXiv 1710.09412) and cutmix (Yun
 et al. 2019, arXiv 1905.04899) mix each example with one of its own batch. Where both are on, each batch takes one of
-them. Text: dropped tokens are hidden from attention, never the first and the last one.
+them. Text: deleted tokens are taken out and the rest moves up (Wei and Zou 2019, arXiv 1901.11196, of words), dropped
+tokens stay in their place and are hidden from attention; neither is ever the first or the last one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from sweeper.core.errors import InfeasibleError
 from sweeper.tasks.base import Batch
 from sweeper.train.settings import Settings
 
@@ -30,6 +33,7 @@ class Augmentation:
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     token_dropout: float = 0.0
+    token_deletion: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings) -> Augmentation:
@@ -61,7 +65,13 @@ class Augmentation:
         )
 
     def apply(self, batch: Batch, draws: Draws, at: NDArray[np.int64]) -> Batch:
-        """Crop, flip and drop; ``at`` are the examples' positions in the global batch."""
+        """Crop, flip, delete and drop; ``at`` are the examples' positions in the global batch.
+
+        Raises
+        ------
+        InfeasibleError
+            When tokens shall be deleted from rows that do not say what they are filled up with.
+        """
         inputs = dict(batch.inputs)
         steps, flips = None, draws.flips[at]
         if "pixel_values" in inputs and (self.random_crop > 0 or self.horizontal_flip > 0):
@@ -69,6 +79,10 @@ class Augmentation:
             inputs["pixel_values"] = moved(inputs["pixel_values"], steps, flips)
             if "pixel_mask" in inputs:
                 inputs["pixel_mask"] = moved(inputs["pixel_mask"][:, None].float(), steps, flips)[:, 0].long()
+        if "attention_mask" in inputs and self.token_deletion > 0:
+            if batch.fill is None:
+                raise InfeasibleError("token_deletion: the task's batches do not say what fills up a shorter row")
+            inputs |= _shortened(inputs, batch.fill, self.token_deletion, draws.seeds[at])
         if "attention_mask" in inputs and self.token_dropout > 0:
             inputs["attention_mask"] = _hidden(inputs["attention_mask"], self.token_dropout, draws.seeds[at])
         changed = replace(batch, inputs=inputs)
@@ -127,10 +141,29 @@ def _hidden(mask: torch.Tensor, share: float, seeds: NDArray[np.int64]) -> torch
     hidden: Any = mask.clone()
     for row, seed in enumerate(seeds):
         length = int(mask[row].sum())
-        drop = np.random.default_rng(int(seed)).random(length) < share
-        drop[[0, -1]] = False
-        hidden[row, :length][torch.from_numpy(drop)] = 0
+        hidden[row, :length][_inner(length, share, [int(seed)])] = 0
     return hidden  # type: ignore[no-any-return]
+
+
+def _shortened(
+    inputs: Mapping[str, torch.Tensor], fill: Mapping[str, int], share: float, seeds: NDArray[np.int64]
+) -> dict[str, torch.Tensor]:
+    """Delete a share of each example's tokens, its first and last one excepted, from all inputs (B, L) of a batch."""
+    ends = {"attention_mask": 0, **fill}
+    found: dict[str, Any] = {name: torch.full_like(inputs[name], end) for name, end in ends.items()}
+    for row, seed in enumerate(seeds):
+        length = int(inputs["attention_mask"][row].sum())
+        kept = ~_inner(length, share, [int(seed), 1])
+        for name, values in found.items():
+            values[row, : int(kept.sum())] = inputs[name][row, :length][kept]
+    return found
+
+
+def _inner(length: int, share: float, seed: list[int]) -> torch.Tensor:
+    """Draw a share of the tokens between the first and the last one, as a mask (length,)."""
+    drawn = np.random.default_rng(seed).random(length) < share
+    drawn[[0, -1]] = False
+    return torch.from_numpy(drawn)
 
 
 def _stretch(side: int, kept: float, centre: float) -> tuple[int, int]:

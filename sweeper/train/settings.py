@@ -37,6 +37,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "mixup_alpha": (0, 10),
     "cutmix_alpha": (0, 10),
     "token_dropout": (0, 0.9),
+    "token_deletion": (0, 0.9),
 }
 """What training takes: the least and the greatest value of each real number."""
 LEAST: Mapping[str, int] = {
@@ -57,8 +58,8 @@ class Settings:
 
     A dropout of None leaves the checkpoint's own rates. ``batch_size`` is the effective (global) one. A ``balance`` of
     None follows the study's. ``patience`` counts epochs without a better validation score after which the weights stay
-    as they are. ``random_crop`` is the largest shift as a share of the side; ``horizontal_flip`` and ``token_dropout``
-    are probabilities; ``mixup_alpha`` and ``cutmix_alpha`` are Beta parameters, 0 for off.
+    as they are. ``random_crop`` is the largest shift as a share of the side; ``horizontal_flip``, ``token_dropout`` and
+    ``token_deletion`` are probabilities; ``mixup_alpha`` and ``cutmix_alpha`` are Beta parameters, 0 for off.
 
     With ``unfreezing`` ``lora`` the blocks stay frozen and adapters beside them train: ``lora_rank``, ``lora_alpha``
     and ``lora_dropout`` are peft's (an alpha of None is twice the rank), ``lora_learning_rate`` is the adapters' own
@@ -97,6 +98,7 @@ class Settings:
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     token_dropout: float = 0.0
+    token_deletion: float = 0.0
 
     @classmethod
     def from_params(cls, params: Params) -> Self:

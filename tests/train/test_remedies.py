@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,33 @@ def test_dropped_tokens_are_hidden_but_never_the_first_and_the_last():
     inner = (lengths - 2).sum().item()
     assert 0.4 < (mask - found).sum().item() / inner < 0.6
     assert ((mask - found) >= 0).all()
+
+
+def test_deleted_tokens_leave_no_gap_and_take_their_segments_with_them():
+    lengths = torch.tensor([20, 12, 3, 2, 20])
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    ids = (torch.arange(5)[:, None] * 100 + torch.arange(20) + 1) * mask + 7 * (1 - mask)
+    batch = Batch(
+        inputs={"input_ids": ids, "token_type_ids": ids % 2 * mask, "attention_mask": mask},
+        targets=torch.zeros(5),
+        fill={"input_ids": 7, "token_type_ids": 0},
+    )
+    delete = Augmentation(token_deletion=0.4)
+    draws = delete.draw(5, 1, 0, 0)
+    found = delete.apply(batch, draws, np.arange(5)).inputs
+    kept = found["attention_mask"].sum(1)
+    assert 0.3 < 1 - (kept - 2).sum().item() / (lengths - 2).sum().item() < 0.5
+    for row, count in enumerate(kept.tolist()):
+        tokens = found["input_ids"][row, :count].tolist()
+        assert tokens == sorted(set(tokens) & set(ids[row, : lengths[row]].tolist()))  # in their order, none twice
+        assert (tokens[0], tokens[-1]) == (ids[row, 0], ids[row, lengths[row] - 1])
+        assert found["token_type_ids"][row, :count].tolist() == [token % 2 for token in tokens]
+        assert (found["input_ids"][row, count:] == 7).all()
+        assert (found["attention_mask"][row, :count] == 1).all()
+    alone = delete.apply(replace(batch, inputs={k: v[3:] for k, v in batch.inputs.items()}), draws, np.arange(3, 5))
+    assert torch.equal(alone.inputs["input_ids"], found["input_ids"][3:])  # whatever worker it falls to
+    with pytest.raises(InfeasibleError, match="token_deletion: the task's batches do not say"):
+        delete.apply(replace(batch, fill=None), draws, np.arange(5))
 
 
 def test_patience_stops_training_but_not_the_count_of_epochs(bench, tmp_path):
