@@ -69,9 +69,9 @@ class EarlyStopping(Protocol):
         Parameters
         ----------
         last:
-            No trial will be added: more may pass.
+            All trials were begun, and nothing is taken from others by what one of them costs: more may pass.
         idle:
-            With ``last``, no trial is under way either: each rung lets at least its best one pass.
+            No trial is under way and none will be begun: each rung lets at least its best one pass.
         """
         ...
 
@@ -88,7 +88,9 @@ class EarlyStopping(Protocol):
         ...
 
     def epochs_left(self, under_way: Sequence[int], max_epochs: int) -> float:
-        """Epochs that will be trained yet if no trial is added any more; rather too many than too few.
+        """Epochs that will be trained yet if no trial is added any more, nor any promoted with ``last``.
+
+        Rather too many than too few.
 
         Parameters
         ----------
@@ -278,7 +280,8 @@ class AshaPromotion:
 
     Once no trial is left to begin, half of each rung passes in all. During the search what one trial costs is taken
     from others that could be begun; at its end it is not, and with three rungs one trial in 27 would be all there is to
-    choose from: the best one is often among those that wait (`benchmarks/RESULTS.md`, on the truly best model).
+    choose from: the best one is often among those that wait (`benchmarks/RESULTS.md`, on the truly best model). Where
+    time ends a search it is taken from others to the last, and one in η remains the rule.
 
     Parameters are those of `AshaStopping`.
     """
@@ -307,11 +310,11 @@ class AshaPromotion:
     def promote(self, *, last: bool = False, idle: bool = False) -> Promotion | None:
         """Choose the best promotable trial of the highest rung that has one; see `EarlyStopping`.
 
-        With ``last`` the lowest rung comes first: who passes it is still to be judged at the next.
+        At the end the lowest rung comes first: who passes it is still to be judged at the next.
         """
         factor = min(self._factor, LAST_FACTOR) if last else self._factor
-        for epoch, rung in sorted(self._rungs.items(), reverse=not last):
-            trial_id = rung.best_waiting(factor, least=int(last and idle))
+        for epoch, rung in sorted(self._rungs.items(), reverse=not (last or idle)):
+            trial_id = rung.best_waiting(factor, least=int(idle))
             if trial_id is not None:
                 self.promoted(Promotion(trial_id, epoch))
                 return Promotion(trial_id, epoch)
@@ -331,14 +334,14 @@ class AshaPromotion:
         return _expected_epochs(self.rungs, min(self._factor, LAST_FACTOR), max_epochs)
 
     def epochs_left(self, under_way: Sequence[int], max_epochs: int) -> float:
-        """To the next rung for trials under way, then to the end for those that will pass with ``last``."""
+        """To the next rung for trials under way; from there on for one in η of those that reach it, at least one."""
         stops = [*self.rungs, max_epochs]
         coming = [next(at for at, stop in enumerate(stops) if stop > epochs) for epochs in under_way]
         total = sum(stops[at] - epochs for at, epochs in zip(coming, under_way, strict=True))
         passing = 0
         for at, (epoch, rung) in enumerate(self._rungs.items()):
             reach = coming.count(at) + passing
-            passing = max(0, rung.places(min(self._factor, LAST_FACTOR), least=1, coming=reach))
+            passing = max(0, rung.places(self._factor, least=1, coming=reach))
             total += passing * (stops[at + 1] - epoch)
         return float(total)
 

@@ -240,7 +240,7 @@ class SearchConductor(_Conductor):
                 continue  # its lanes are busy with other models
             is_idle = not any(running.trial.model == name for running in self._running.values())
             if name in open_models:
-                last = self._stoppings[name].promote(last=True, idle=is_idle)
+                last = self._stoppings[name].promote(last=not self._finishing(name), idle=is_idle)
                 if last is not None:
                     return self._promote(last)
             if is_idle:

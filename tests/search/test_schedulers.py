@@ -104,7 +104,7 @@ def test_the_epochs_that_are_left_are_those_that_the_end_of_a_search_trains(even
         if is_promoted and (promotion := asha.promote()) is not None:
             trained(int(promotion.trial_id), promotion.epoch)
     expected, total = asha.epochs_left([], 20), 0
-    while (promotion := asha.promote(last=True, idle=True)) is not None:
+    while (promotion := asha.promote(idle=True)) is not None:
         total += trained(int(promotion.trial_id), promotion.epoch)
     assert expected == total
     assert asha.epochs_left([], 20) == 0
@@ -114,7 +114,7 @@ def test_trials_under_way_are_counted_to_their_next_rung_or_to_their_end():
     asha = AshaPromotion(OBJECTIVE, 9, 3, 0.3)
     assert asha.epochs_left([], 9) == 0
     assert asha.epochs_left([1, 5], 9) == (3 - 1) + (9 - 3) + (9 - 5), "the first is the only one at its rung"
-    assert asha.epochs_left([0, 0, 0, 0], 9) == 4 * 3 + 2 * 6, "half of them pass"
+    assert asha.epochs_left([0, 0, 0, 0], 9) == 4 * 3 + 6, "one in three passes"
     for kind in TYPES:
         assert new(kind).epochs_left([8], 9) == 1
     assert new("asha").epochs_left([1, 5], 9) == 8 + 4
