@@ -164,7 +164,7 @@ def main() -> int:
                 with ExitStack() as stack:
                     report = autoscaled_study(Path(name), options.epochs, stack) | {"machine": facts()}
             finally:
-                for log in sorted([*Path(name).glob("*.log"), *Path(name).glob("ray/session_*/logs/monitor.*")]):
+                for log in sorted([*Path(name).glob("*.log"), *Path(name).glob("ray/ray/session_2*/logs/monitor.log")]):
                     print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
     finally:
         sh("ip", "link", "del", BRIDGE)
