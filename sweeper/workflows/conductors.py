@@ -137,6 +137,8 @@ class _Tally:
         Trained so far, lane-seconds.
     ended:
         Trials that ended, and among them those that failed or could not run, with their reasons.
+    paused:
+        Epochs at which trials wait, by trial, in the order in which they came.
     """
 
     asked: int = 0
@@ -144,6 +146,7 @@ class _Tally:
     seconds: float = 0.0
     ended: int = 0
     failures: list[str] = field(default_factory=list)
+    paused: dict[str, int] = field(default_factory=dict)
 
     @property
     def all_failed(self) -> int:
@@ -216,6 +219,8 @@ class SearchConductor(_Conductor):
                     tally.end(record)
                 elif record.spec.trial_id not in book.state.paused:
                     self._again.append(self._assignment(record.spec, record.num_retries + 1))
+        for trial_id, epoch in book.state.paused.items():
+            self._tallies[book.state.trials[trial_id].spec.model].paused[trial_id] = epoch
 
     def _assignment(self, trial: TrialSpec, attempt: int = 0) -> Assignment:
         stopping = self._stoppings[trial.model]
@@ -270,15 +275,14 @@ class SearchConductor(_Conductor):
 
     def _promote(self, promotion: Promotion) -> Assignment:
         record = self._book.promoted(promotion.trial_id, promotion.epoch)
+        del self._tallies[record.spec.model].paused[promotion.trial_id]
         return self._assignment(record.spec, record.num_retries)
 
     def _end_paused(self, model: str) -> None:
         """End the trials that wait in vain: nothing is under way that could still lift them."""
-        for trial_id, epoch in list(self._book.state.paused.items()):
-            trial = self._book.state.trials[trial_id].spec
-            if trial.model == model:
-                reason = self._closed(model) or f"early stopping: not promoted from epoch {epoch}"
-                self._end(trial, TrialState.PRUNED, reason)
+        for trial_id, epoch in list(self._tallies[model].paused.items()):
+            reason = self._closed(model) or f"early stopping: not promoted from epoch {epoch}"
+            self._end(self._book.state.trials[trial_id].spec, TrialState.PRUNED, reason)
 
     def _measured(self, trial: TrialSpec, attempt: int, measurement: Measurement) -> None:
         before = self._book.state.trials[trial.trial_id].measurements
@@ -293,12 +297,14 @@ class SearchConductor(_Conductor):
         elif closed is not None:
             self._end(trial, TrialState.PRUNED, closed)
         elif decision is Decision.PAUSE:
+            self._tallies[trial.model].paused[trial.trial_id] = measurement.epoch
             self._searches[trial.model].pause(self._book.paused(trial.trial_id, measurement.epoch))
         return decision is not Decision.CONTINUE or closed is not None
 
     def _end(self, trial: TrialSpec, state: TrialState, reason: str = "", trace: str = "") -> None:
         record = self._book.ended(trial.trial_id, state, reason, trace)
         self._tallies[trial.model].end(record)
+        self._tallies[trial.model].paused.pop(trial.trial_id, None)
         self._searches[trial.model].tell(record)
         self._stoppings[trial.model].ended(trial.trial_id, failed=record.state.has_failed)
 
