@@ -7,6 +7,7 @@ queues and futures only, no training state, and reserves no CPU.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -83,6 +84,7 @@ class Exchange:
         self._groups: dict[str, Any] = {}
         self._dismissed = False
         self._clearing: dict[str, asyncio.Task[None]] = {}
+        self._most: dict[str, int] = {}  # lanes that are wanted, by group, once there are too many
         self._run = 0  # Tune runs that ended badly so far
 
     # -- lanes ---------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ class Exchange:
             if entry is None or entry.retired or lane in self._free:
                 return
             entry.holder = NOBODY
-            if entry.leaving:
+            if entry.leaving or len(self._standing(entry.group)) > self._most.get(entry.group, math.inf):
                 entry.end()
             else:
                 self._free.append(lane)
@@ -269,13 +271,13 @@ class Exchange:
     async def retire(self, keep: int, group: str = "") -> int:
         """Tell free lanes of a group to end while more than ``keep`` stand, and return how many were told.
 
-        Lanes that a trial holds are left alone; so are those that wait for a node.
+        Lanes that a trial holds go once they are given back, those that wait for a node once they have it, if there are
+        too many of them then.
         """
-        mine = [entry for entry in self._lanes.values() if entry.group == group]
-        standing = [entry for entry in mine if entry.is_whole and not entry.retired]
         async with self._changed:
+            self._most[group] = keep
             free = self._free_of(group)
-            going = free[len(free) - min(len(free), max(0, len(standing) - keep)) :]
+            going = free[len(free) - min(len(free), max(0, len(self._standing(group)) - keep)) :]
             self._free = [lane for lane in self._free if lane not in going]
         for lane in going:
             self._lanes[lane].end()
@@ -290,6 +292,10 @@ class Exchange:
         self._dismissed = True
         for entry in self._lanes.values():
             entry.end()
+
+    def _standing(self, group: str) -> list[_Lane]:
+        mine = (entry for entry in self._lanes.values() if entry.group == group)
+        return [entry for entry in mine if entry.is_whole and not entry.retired]
 
     def _free_of(self, group: str) -> list[str]:
         return [lane for lane in self._free if (entry := self._lanes.get(lane)) and entry.group == group]

@@ -172,6 +172,24 @@ def test_only_idle_lanes_are_let_go_and_only_once():
     assert asyncio.run(_retired(0)) == (2, 0, 1), "the third is held by a trial"
 
 
+async def _surplus():
+    exchange = Exchange()
+    await exchange.join("a", 0, 1, Joining(actor=None))
+    await exchange.join("b", 0, 1, Joining(actor=None))
+    held = [await exchange.acquire(), await exchange.acquire()]
+    assert await exchange.retire(1) == 0, "trials hold both"
+    await exchange.release(held[0])
+    assert await exchange.next_command(held[0], 0) is None
+    await exchange.release(held[1])
+    assert exchange._free == [held[1]], "the last one stays"
+    await exchange.join("late", 0, 1, Joining(actor=None))
+    return await exchange.next_command("late", 0)
+
+
+def test_a_lane_too_many_goes_as_soon_as_its_trial_leaves_it_or_it_gets_its_node():
+    assert asyncio.run(asyncio.wait_for(_surplus(), 10)) is None
+
+
 async def _late():
     exchange = Exchange()
     await exchange.dismiss()
