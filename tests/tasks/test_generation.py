@@ -112,6 +112,21 @@ def test_only_the_answer_and_its_end_bear_loss(bench):
     )  # answers of equal length: transformers' own loss
 
 
+def test_prompts_go_through_the_tokenizers_own_chat_template(bench):
+    chat = tokenizer()
+    chat.chat_template = (
+        "{% for m in messages %}w50 w{{ 1 if m.role == 'user' else 2 }} {{ m.content }} w51 {% endfor %}"
+        "{% if add_generation_prompt %}w50 w2 {% endif %}"
+    )
+    table = pa.table({"example_id": ["a"], "text": ["w7 w8"], "label": ["w9"]})
+    batch = bench.task.open(bench.task.encode(table, chat), chat).batch(np.array([0]))
+    count = int(batch.inputs["attention_mask"].sum())
+    words = chat.convert_ids_to_tokens(batch.inputs["input_ids"][0, :count].tolist())
+    assert words == ["w50", "w1", "w7", "w8", "w51", "w50", "w2", "w9", tiny.WORDS[61]]  # the template's tokens alone
+    wanted = batch.targets[0]
+    assert chat.convert_ids_to_tokens(wanted[wanted != IGNORED].tolist()) == ["w9", tiny.WORDS[61]]
+
+
 def test_what_is_too_long_loses_the_beginning_of_its_prompt(bench):
     import pyarrow as pa
 
