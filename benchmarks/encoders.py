@@ -22,6 +22,7 @@ from sweeper.tasks.registry import make_task
 from sweeper.train.loop import TrainData, TrainingRun, train
 from sweeper.train.options import TrainOptions
 
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
 WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(998))]
 
 
@@ -88,6 +89,6 @@ def training(
         task.open(task.encode(table, model.preprocessor), model.preprocessor)
         for table in random_texts(size, (steps * batch_size, 4))
     ]
-    params = {"learning_rate": 1e-4, "batch_size": batch_size, "unfreezing": "full", "dropout": 0.0}
+    params = {"learning_rate": 1e-4, "batch_size": batch_size, "unfreezing": "full"} | NO_DROPOUT
     trial = TrialSpec(trial_id="t", number=0, model="m", params=params, seed=0, max_epochs=epochs)
     return train(trial, task, model, TrainData(train=opened[0], validation=opened[1], key="k"), options)

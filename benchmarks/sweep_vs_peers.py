@@ -141,7 +141,9 @@ def run_arm(arm: str, script: str, folder: Path) -> dict[str, Any]:
     """Run one tool over the work in ``folder``; return what it took. What it writes lies in a folder of its own."""
     out = folder / arm
     out.mkdir()
-    paths = os.pathsep.join(str(path.resolve()) for path in (HERE.parent, HERE, HERE / "peers"))
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    own = [str(path.resolve()) for path in (HERE.parent, HERE, HERE / "peers")]
+    paths = os.pathsep.join([*own, *filter(None, given)])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
     environment["RAY_worker_niceness"] = "0"  # sweeper's own setting; without it a busy machine would starve Ray's arms
     environment["SEARCH_BEGAN"] = str(time.time())
