@@ -7,7 +7,8 @@ at random configurations of it. What lies between the recorded ones is predicted
 et al. 2006), the logit of the metric after each epoch at once: the nearest recorded configuration would be one of few
 in so many dimensions, and a smooth surrogate would favour searchers that assume smoothness. ``fit`` in the report says
 how far the trees can be believed: Spearman's correlation and R² of predicted final values, by ten-fold
-cross-validation. A configuration that diverged is a curve at 0.
+cross-validation. Methods are compared by it only where R² is at least 0.5 and Spearman's correlation at least 0.7
+(``ranks_methods``): where more is explained than is not. A configuration that diverged is a curve at 0.
 
 Methods and options are those of `lcbench.py`; a task is one of the two models. Regret: final value of the best of
 20,000 random configurations minus the best value seen so far, in points. Peers are not told of warm-up and unfreezing
@@ -51,6 +52,7 @@ NUM_TREES, LEAF, NUM_DRAWS = 100, 2, 20_000
 NUM_BLOCKS = {"resnet": 4, "vit": 3}
 METHODS = "random,tpe,random_asha,ray,sweeper"
 LEAST = 0.005  # of the metric, so that its logit is finite
+LEAST_R2, LEAST_SPEARMAN = 0.5, 0.7
 
 
 class Recorded:
@@ -80,10 +82,12 @@ class Recorded:
         predicted = cross_val_predict(self._new_trees(), self._points, self._values, cv=10)[:, -1]
         actual = self._values[:, -1]
         unexplained = float(((predicted - actual) ** 2).sum() / ((actual - actual.mean()) ** 2).sum())
+        r2, spearman = 1 - unexplained, float(spearmanr(predicted, actual).statistic)
         return {
             "trials": len(actual),
-            "spearman": float(spearmanr(predicted, actual).statistic),
-            "r2": 1 - unexplained,
+            "spearman": spearman,
+            "r2": r2,
+            "ranks_methods": r2 >= LEAST_R2 and spearman >= LEAST_SPEARMAN,
             "best_recorded": float(expit(actual.max())),
         }
 
