@@ -3,7 +3,8 @@
 Methods: ``random`` and ``tpe`` train everything to the end; ``random_asha`` and ``ray`` stop as Ray's ASHA does by its
 defaults (grace period 1, factor 4), ``ray`` tells stopped trials as complete, as Ray's ``OptunaSearch`` does;
 ``sweeper`` is the default of this package, from `SearchSpec`'s own defaults; ``sweeper:SAMPLER:SCHEDULER:GRACE:FACTOR``
-is another setting of it, each part may be left out from the right. ``syne:CLASS`` is a class of
+is another setting of it, each part may be left out from the right; ``sweeper_no_default`` begins with a draw in the
+place of the default configuration, as the peers do. ``syne:CLASS`` is a class of
 `syne_tune.optimizer.baselines` with its own defaults, in the Python given by ``--syne-tune``.
 """
 
@@ -175,12 +176,13 @@ def make(method: str, curves: Curves, seed: int, syne_tune: str) -> tuple[ModelS
             search = PeerSearch(**common, sampler="random")
             search.peer = peer
             return search, PeerStopping(peer)
-        case "sweeper":
+        case "sweeper" | "sweeper_no_default":
             names = ("sampler", "type", "grace_fraction", "reduction_factor")
             changed = dict(zip(names, settings, strict=False))
             sampler = changed.pop("sampler", "") or SearchSpec().sampler
             scheduler = SchedulerSpec.model_validate({**SearchSpec().scheduler.model_dump(), **changed})
-            return ModelSearch(**common, sampler=sampler), make_stopping(scheduler, objective, epochs)
+            kind = ModelSearch if name == "sweeper" else WithoutDefault
+            return kind(**common, sampler=sampler), make_stopping(scheduler, objective, epochs)
     raise ValueError(f"unknown method {method}")
 
 
