@@ -15,6 +15,7 @@ from typing import Any
 
 import sweeper
 from sweeper import __version__
+from sweeper.data.repeated import repeated_inputs
 from sweeper.plan.plan import differences
 from sweeper.spec.load import dump_study
 from sweeper.store.manifest import Manifest, read_manifest, write_manifest
@@ -177,6 +178,6 @@ def _new_manifest(study: Study) -> Manifest:
         checkpoints={
             name: {"model_type": info.model_type, "licence": info.licence} for name, info in study.models.items()
         },
-        notes=list(study.data.notes),
+        notes=[*study.data.notes, *([repeated] if (repeated := repeated_inputs(study.data)) else [])],
         code=code_fingerprint(study.spec.task.type),
     )
