@@ -84,5 +84,8 @@ def test_a_profile_type_of_another_package_is_found(tmp_path, monkeypatch):
 
 
 def test_the_dockerfile_installs_the_pinned_packages():
-    text = (Path(__file__).parents[2] / "clusters" / "Dockerfile").read_text()
+    root = Path(__file__).parents[2]
+    text = (root / "clusters" / "Dockerfile").read_text()
     assert text.count("-c constraints.txt") == 2
+    pinned = {line.partition("==")[0] for line in (root / "constraints.txt").read_text().splitlines()}
+    assert {"torch", "ray", "cmaes", "boto3", "botocore"} <= pinned
