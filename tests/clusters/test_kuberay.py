@@ -8,6 +8,7 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import ray
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 from ruamel.yaml import YAML
@@ -18,6 +19,8 @@ from sweeper.clusters.pods import quantity
 from sweeper.clusters.profiles import KubeRayProfile, load_profile, profile_path
 from sweeper.core.errors import InputError
 from sweeper.core.node_types import NODE_TYPES
+from sweeper.engine.cluster import lane_count, worker_resources
+from sweeper.engine.lanes import LaneShape
 from sweeper.engine.node_types import node_types
 
 SCHEMA = YAML(typ="safe").load((Path(__file__).parent / "kuberay.yaml").read_text())
@@ -190,6 +193,9 @@ def test_the_driver_is_told_which_nodes_the_autoscaler_may_add(name, tmp_path, m
     assert found["gpu"].may_have({"accelerator": "l4", "ray.io/accelerator-type": "L4"})
     assert not found["gpu"].may_have({"market": "spot"})
     assert found["gpu-spot"].may_have({"market": "spot"})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 1.0}, "Labels": {}}])  # a head
+    lane = LaneShape(num_workers=1, resources_per_worker=worker_resources("auto", 1))
+    assert lane_count(lane, "auto") == 4 + 8
 
 
 def test_quantities_are_numbers():
