@@ -15,7 +15,7 @@ from torch import nn
 
 from sweeper.core.errors import InfeasibleError
 
-_ATTENTION_PROJECTIONS = ("query", "query_proj", "q_lin", "q_proj")
+_ATTENTION_PROJECTIONS = ("query", "query_proj", "q_lin", "q_proj", "c_attn")
 
 
 class DropPath(nn.Module):
@@ -141,7 +141,7 @@ def _attention(model: Any) -> list[tuple[nn.Module, str]]:
         (module, name)
         for module in model.modules()
         if any(hasattr(module, projection) for projection in _ATTENTION_PROJECTIONS)
-        for name in ("dropout", "attention_dropout")
+        for name in ("dropout", "attention_dropout", "attn_dropout")
         if isinstance(getattr(module, name, None), nn.Dropout | float | int)
     ]
 

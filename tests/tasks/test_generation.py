@@ -127,6 +127,12 @@ def test_prompts_go_through_the_tokenizers_own_chat_template(bench):
     assert chat.convert_ids_to_tokens(wanted[wanted != IGNORED].tolist()) == ["w9", tiny.WORDS[61]]
 
 
+def test_decoders_tell_the_dropout_of_attention_from_that_of_hidden_states(bench):
+    run = bench.run(dropout=0.2, attention_dropout=0.3)
+    assert run.effective["dropouts"]["attention_dropout"] == [0.3]
+    assert run.effective["dropouts"]["dropout"] == [0.2]
+
+
 def test_what_is_too_long_loses_the_beginning_of_its_prompt(bench):
     import pyarrow as pa
 
