@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unit="points of validation accuracy",
     )
     known = load_known(options.json, resume=options.resume, without=options.again.split(","))
-    publish(run(grid, known, options.processes, options.seconds), options.json)
+    publish(run(grid, known, options.processes, options.seconds, options.json), options.json)
     return 0
 
 

@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unit=f"points of {METRIC} on validation",
     )
     known = load_known(options.json, resume=options.resume, without=options.again.split(","))
-    result = run(grid, known, options.processes, options.seconds)
+    result = run(grid, known, options.processes, options.seconds, options.json)
     result["fit"] = {model: load(str(options.recorded), model).fit() for model in grid.tasks}
     publish(result, options.json)
     return 0

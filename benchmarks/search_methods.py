@@ -34,6 +34,7 @@ from sweeper.plan.plan import ModelPlan, StudyPlan
 from sweeper.search.samplers import Asked, ModelSearch
 from sweeper.search.schedulers import AshaStopping, EarlyStopping, NoStopping, make_stopping
 from sweeper.spec.study import SchedulerSpec, SearchSpec
+from sweeper.store.paths import replace_file
 from sweeper.store.state import StudyState
 from sweeper.workflows.book import Book
 from sweeper.workflows.conductors import SearchConductor
@@ -250,10 +251,11 @@ def _reference(grid: Grid, task: str) -> float:
     return grid.load(grid.where, task).reference()
 
 
-def run(grid: Grid, known: dict[str, Any], processes: int, seconds: float) -> dict[str, Any]:
+def run(grid: Grid, known: dict[str, Any], processes: int, seconds: float, path: Path | None = None) -> dict[str, Any]:
     """Run what an earlier report does not hold, starting nothing new after ``seconds``; return the report.
 
-    ``known`` is a report of the same budgets and lanes, or empty.
+    ``known`` is a report of the same budgets and lanes, or empty. After each search the report is written to ``path``,
+    so that a run which is killed can be resumed.
     """
     began = time.monotonic()
     if known:
@@ -274,6 +276,8 @@ def run(grid: Grid, known: dict[str, Any], processes: int, seconds: float) -> di
                 break
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 found[under_way.pop(future)] = future.result()
+                spent = round(known.get("seconds", 0.0) + time.monotonic() - began, 1)
+                write(report(grid, references, found, spent), path)
     spent = round(known.get("seconds", 0.0) + time.monotonic() - began, 1)
     return report(grid, references, found, spent)
 
@@ -346,5 +350,10 @@ def load_known(path: Path | None, *, resume: bool, without: Sequence[str] = ()) 
 def publish(result: dict[str, Any], path: Path | None) -> None:
     """Print the report without its single searches, and write all of it."""
     print(json.dumps({key: value for key, value in result.items() if key != "searches"}, indent=2))
+    write(result, path)
+
+
+def write(result: dict[str, Any], path: Path | None) -> None:
+    """Write the report whole, or not at all."""
     if path is not None:
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        replace_file(path, lambda draft: draft.write_text(json.dumps(result, indent=1) + "\n"))
