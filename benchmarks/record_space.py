@@ -6,8 +6,9 @@
 Task, models and space are those of the quickstart: a ViT and a ResNet that know the digits 0 to 4 learn 5 to 9 from 100
 images, under conditional unfreezing schedules; 30% of the images are for validation. Trial 0 of each model is the
 default; the others are uniform draws. All trials train to the end, in this process and without Ray.
-``DIR/trials.jsonl`` grows with each; those that are there become `benchmarks/data/digits.parquet`, with columns
-``model, number, state, params`` (JSON), ``metric`` (macro-F1 on validation after each epoch) and ``seconds``.
+``DIR/trials.jsonl`` begins with the trials of `benchmarks/data/digits.parquet`, grows with each, and becomes that file
+in the end: columns ``model, number, state, params`` (JSON), ``metric`` (macro-F1 on validation after each epoch) and
+``seconds``.
 """
 
 from __future__ import annotations
@@ -120,6 +121,9 @@ def main() -> int:
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
     journal = arguments.work / "trials.jsonl"
+    if not journal.exists() and arguments.output.exists():
+        recorded = [row | {"params": json.loads(row["params"])} for row in pq.read_table(arguments.output).to_pylist()]
+        journal.write_text("".join(json.dumps(row) + "\n" for row in recorded))
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     known = {(row["model"], row["number"]) for row in rows}
     space = load_space(str(EXAMPLE / "space.yaml"))
