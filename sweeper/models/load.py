@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # transformers 5.17 hides its own alias
 from transformers.utils import logging as transformers_logging
 
 from sweeper.core.errors import InputError
@@ -215,9 +216,10 @@ def _pads(processor: Any) -> bool:
 
 def _preprocessor(model: ModelSpec, info: ModelInfo, module: Any) -> Any:
     takes_images = module.main_input_name == "pixel_values"
-    auto = transformers.AutoImageProcessor if takes_images else transformers.AutoTokenizer
+    # Pillow also where torchvision is installed: the same image gives the same numbers on every machine.
+    auto, options = (AutoImageProcessor, {"backend": "pil"}) if takes_images else (transformers.AutoTokenizer, {})
     try:
-        return auto.from_pretrained(info.folder, trust_remote_code=model.trust_remote_code)
+        return auto.from_pretrained(info.folder, trust_remote_code=model.trust_remote_code, **options)
     except Exception as error:  # a missing or broken preprocessor raises anything
         what = "an image processor" if takes_images else "a tokenizer"
         reason = " ".join(str(error).split())[:120]
