@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import detectors
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from sweeper.core.errors import InputError
 from sweeper.core.trial import TrialSpec
@@ -404,7 +405,7 @@ def test_not_finite_boxes_are_a_diverged_loss(checkpoints, splits):
 def test_the_exported_processor_brings_images_to_the_studys_size(checkpoints, splits, tmp_path, name):
     task, model, _ = ready(checkpoints, splits, name, side=64)
     model.preprocessor.save_pretrained(tmp_path)
-    saved = hf.AutoImageProcessor.from_pretrained(tmp_path)
+    saved = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     image = Image.open(io.BytesIO(splits.train().column("image")[1].as_py())).convert("RGB")
     made = saved(image, return_tensors="pt")["pixel_values"]
     own = task.open(task.encode(splits.train().slice(1, 1), model.preprocessor), model.preprocessor)
