@@ -234,7 +234,7 @@ def main() -> int:
         parser.error("namespaces need root")
     if not is_inside():
         return enter()
-    with tempfile.TemporaryDirectory(prefix="swj-") as name:
+    with tempfile.TemporaryDirectory(prefix="swj-", ignore_cleanup_errors=True) as name:  # Ray still writes logs
         folder = Path(name)
         bring_up("head", folder)
         make_models(folder / "models")
