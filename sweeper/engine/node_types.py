@@ -41,7 +41,7 @@ def _told(text: str) -> list[NodeType]:
             NodeType(
                 name=name,
                 resources={resource: float(amount) for resource, amount in entry["resources"].items()},
-                max_workers=min(most, int(entry.get("max_workers", 0))),
+                max_workers=min(most, int(entry.get("max_workers", most))),
                 labels={str(key): str(value) for key, value in entry.get("labels", {}).items()},
             )
             for name, entry in config["available_node_types"].items()

@@ -87,7 +87,7 @@ class EarlyStopping(Protocol):
         """Epochs that a trial trains on average, where all are judged at every rung."""
         ...
 
-    def epochs_left(self, under_way: Sequence[int], max_epochs: int) -> float:
+    def epochs_left(self, under_way: Sequence[tuple[int, float]], max_epochs: int) -> float:
         """Epochs that will be trained yet if no trial is added any more, nor any promoted with ``last``.
 
         Rather too many than too few.
@@ -95,7 +95,8 @@ class EarlyStopping(Protocol):
         Parameters
         ----------
         under_way:
-            Epochs that each trial under way has completed; who waits is known.
+            Epochs that each trial under way has completed, and the epoch after which rungs judge it; who waits is
+            known.
         """
         ...
 
@@ -142,9 +143,9 @@ class NoStopping:
         """All of them."""
         return float(max_epochs)
 
-    def epochs_left(self, under_way: Sequence[int], max_epochs: int) -> float:
+    def epochs_left(self, under_way: Sequence[tuple[int, float]], max_epochs: int) -> float:
         """All that trials under way could train: which of them will be stopped nobody knows."""
-        return float(sum(max_epochs - epochs for epochs in under_way))
+        return float(sum(max_epochs - epochs for epochs, _ in under_way))
 
 
 class MedianStopping(NoStopping):
@@ -333,11 +334,12 @@ class AshaPromotion:
         """Half of the trials, or one in η where that is more, have passed each rung when the search has ended."""
         return _expected_epochs(self.rungs, min(self._factor, LAST_FACTOR), max_epochs)
 
-    def epochs_left(self, under_way: Sequence[int], max_epochs: int) -> float:
-        """To the next rung for trials under way; from there on for one in η of those that reach it, at least one."""
+    def epochs_left(self, under_way: Sequence[tuple[int, float]], max_epochs: int) -> float:
+        """To the next rung that judges it for each trial under way; from there on for one in η, at least one."""
         stops = [*self.rungs, max_epochs]
-        coming = [next(at for at, stop in enumerate(stops) if stop > epochs) for epochs in under_way]
-        total = sum(stops[at] - epochs for at, epochs in zip(coming, under_way, strict=True))
+        end = len(self.rungs)
+        coming = [next((at for at in range(end) if stops[at] > max(of)), end) for of in under_way]
+        total = sum(stops[at] - epochs for at, (epochs, _) in zip(coming, under_way, strict=True))
         passing = 0
         for at, (epoch, rung) in enumerate(self._rungs.items()):
             reach = coming.count(at) + passing

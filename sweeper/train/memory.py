@@ -30,4 +30,4 @@ def must_fit(what: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if parallel.world_size() > 1 or not is_out_of_memory(error):
             raise
-        raise InfeasibleError(f"out of memory: {what} alone do not fit") from error
+        raise InfeasibleError(f"out of memory: there is no room for {what}") from error

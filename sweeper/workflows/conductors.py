@@ -234,8 +234,8 @@ class SearchConductor(_Conductor):
         """
         open_models = [name for name in self._tallies if self._closed(name) is None]
         for name in open_models:
-            if self._fits(name) and (promotion := self._stoppings[name].promote()) is not None:
-                return self._promote(promotion)
+            if self._fits(name) and (promoted := self._promoted(name)) is not None:
+                return promoted
         while growing := [name for name in open_models if self._grows(name) and self._fits(name)]:
             model = min(growing, key=lambda name: self._tallies[name].asked)
             if (trial := self._ask(model)) is not None:
@@ -245,9 +245,9 @@ class SearchConductor(_Conductor):
                 continue  # its lanes are busy with other models
             is_idle = not any(running.trial.model == name for running in self._running.values())
             if name in open_models:
-                last = self._stoppings[name].promote(last=not self._finishing(name), idle=is_idle)
-                if last is not None:
-                    return self._promote(last)
+                promoted = self._promoted(name, last=not self._finishing(name), idle=is_idle)
+                if promoted is not None:
+                    return promoted
             if is_idle:
                 self._end_paused(name)
         self._give_up_if_hopeless()
@@ -273,10 +273,15 @@ class SearchConductor(_Conductor):
         self._tallies[model].asked += 1
         return trial
 
-    def _promote(self, promotion: Promotion) -> Assignment:
-        record = self._book.promoted(promotion.trial_id, promotion.epoch)
-        del self._tallies[record.spec.model].paused[promotion.trial_id]
-        return self._assignment(record.spec, record.num_retries)
+    def _promoted(self, model: str, *, last: bool = False, idle: bool = False) -> Assignment | None:
+        """Let the waiting trial go on that has earned it; None where none has."""
+        while (promotion := self._stoppings[model].promote(last=last, idle=idle)) is not None:
+            # A death may tear the pause off the measurement before it: such a trial is asked for again anyway.
+            if promotion.trial_id in self._book.state.paused:
+                record = self._book.promoted(promotion.trial_id, promotion.epoch)
+                del self._tallies[model].paused[promotion.trial_id]
+                return self._assignment(record.spec, record.num_retries)
+        return None
 
     def _end_paused(self, model: str) -> None:
         """End the trials that wait in vain: nothing is under way that could still lift them."""
@@ -363,9 +368,10 @@ class SearchConductor(_Conductor):
 
     def _end_seconds(self, model: str) -> float:
         """Lane-seconds in which the trials of ``model`` that were begun, and one more, would come to their end."""
-        trials = self._book.state.trials
-        under_way = [len(trials[name].measurements) for name, run in self._running.items() if run.trial.model == model]
-        epochs = self._stoppings[model].epochs_left([*under_way, 0], self._plan.budget.max_epochs)
+        max_epochs = self._plan.budget.max_epochs
+        running = [self._book.state.trials[name] for name, run in self._running.items() if run.trial.model == model]
+        under_way = [(len(record.measurements), _judged_after(record, max_epochs)) for record in running]
+        epochs = self._stoppings[model].epochs_left([*under_way, (0, 0.0)], max_epochs)
         return self._tallies[model].seconds_for(epochs)
 
     def _hopeless(self, model: str) -> bool:
@@ -379,6 +385,13 @@ class SearchConductor(_Conductor):
             reasons = [reason for tally in self._tallies.values() for reason in tally.failures]
             common = max(set(reasons), key=reasons.count)
             raise RunFailedError(f"every trial of every model failed ({len(reasons)} of them); most often: {common}")
+
+
+def _judged_after(record: TrialRecord, max_epochs: int) -> float:
+    """Return the epoch after which rungs judge a trial; the default is never judged."""
+    if record.spec.number == 0:
+        return math.inf
+    return settled_after(record.spec.params, record.effective, max_epochs)
 
 
 def _decide(stopping: EarlyStopping, book: Book, trial: TrialSpec, measurement: Measurement) -> Decision:

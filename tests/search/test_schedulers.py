@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,11 +115,12 @@ def test_the_epochs_that_are_left_are_those_that_the_end_of_a_search_trains(even
 def test_trials_under_way_are_counted_to_their_next_rung_or_to_their_end():
     asha = AshaPromotion(OBJECTIVE, 9, 3, 0.3)
     assert asha.epochs_left([], 9) == 0
-    assert asha.epochs_left([1, 5], 9) == (3 - 1) + (9 - 3) + (9 - 5), "the first is the only one at its rung"
-    assert asha.epochs_left([0, 0, 0, 0], 9) == 4 * 3 + 6, "one in three passes"
+    assert asha.epochs_left([(1, 0), (5, 0)], 9) == (3 - 1) + (9 - 3) + (9 - 5), "the first is the only one at its rung"
+    assert asha.epochs_left([(0, 0)] * 4, 9) == 4 * 3 + 6, "one in three passes"
+    assert asha.epochs_left([(0, 3), (2, math.inf), (9, 0)], 9) == 9 + 7, "rungs do not judge these"
     for kind in TYPES:
-        assert new(kind).epochs_left([8], 9) == 1
-    assert new("asha").epochs_left([1, 5], 9) == 8 + 4
+        assert new(kind).epochs_left([(8, 0)], 9) == 1
+    assert new("asha").epochs_left([(1, 0), (5, 0)], 9) == 8 + 4
 
 
 def test_a_promoted_trial_that_fails_gives_its_place_to_the_next_and_one_that_ended_is_not_promoted():

@@ -164,7 +164,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "words"), [("step", "weights, gradients and moments alone"), ("to", "the weights alone")]
+    ("method", "words"), [("step", "no room for weights, gradients and moments"), ("to", "no room for the weights")]
 )
 def test_a_model_that_no_batch_size_could_fit_is_infeasible(bench, monkeypatch, method, words):
     def full(*_, **__):

@@ -129,6 +129,18 @@ def test_a_search_that_died_after_any_event_goes_on_as_if_it_had_not(kind):
         assert outcome(again) == outcome(state), f"died after event {length}"
 
 
+def test_a_pause_torn_off_its_measurement_by_a_death_does_no_harm():
+    events, *_ = search("asha-promotion", trials=24, lanes=6)
+    pauses = [at for at, event in enumerate(events) if event.kind == "trial_paused"]
+    assert len(pauses) > 10
+    for at in pauses:
+        _, state, _ = search("asha-promotion", events[:at], trials=24, lanes=6)
+        assert len(state.trials) == 48
+        for record in state.trials.values():
+            assert record.state in (TrialState.COMPLETE, TrialState.PRUNED), record
+            assert [m.epoch for m in record.measurements] == list(range(1, len(record.measurements) + 1))
+
+
 def test_a_paused_trial_frees_its_lane_and_is_not_trained_again():
     events, state, simulated = search("asha-promotion", trials=16)
     trained = sum(record.measurements[-1].elapsed_seconds for record in state.trials.values())
