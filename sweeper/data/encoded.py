@@ -16,7 +16,8 @@ def encoded(folder: Path, key: str, build: Callable[[], pa.Table]) -> pa.Table:
     """Return the table kept under ``key``, building it first where it is missing.
 
     Several processes may ask at once: one builds, the others wait. A builder that dies leaves no lock behind. On a disk
-    that knows no locks (NFS without them) several may build, each for itself, and the last one's table stays.
+    that knows no locks (NFS without them) several may build, each for itself, and the first table stays: others may
+    have mapped it.
 
     Parameters
     ----------
@@ -34,7 +35,9 @@ def encoded(folder: Path, key: str, build: Callable[[], pa.Table]) -> pa.Table:
             with suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when its holder dies
             if not path.exists():
-                write_table(path, build())
+                table = build()
+                if not path.exists():
+                    write_table(path, table)
     return map_table(path)
 
 
