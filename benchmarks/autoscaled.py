@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from chaos import make_models, write_study
 from machine import facts, publish
-from three_hosts import BRIDGE, PORT, Host, Story, Watch, make_environment, name_hosts, sh
+from three_hosts import PORT, Host, Story, Watch, bridged_folder, make_environment, name_hosts
 
 from sweeper.core.node_types import NODE_TYPES
 
@@ -153,21 +150,8 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=100, help="of the trial and its confirmation")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    if os.geteuid():
-        parser.error("network namespaces need root")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave nothing behind then either
-    sh("ip", "link", "add", BRIDGE, "type", "bridge")
-    try:
-        sh("ip", "link", "set", BRIDGE, "up")
-        with tempfile.TemporaryDirectory(prefix="swh-") as name:
-            try:
-                with ExitStack() as stack:
-                    report = autoscaled_study(Path(name), options.epochs, stack) | {"machine": facts()}
-            finally:
-                for log in sorted([*Path(name).glob("*.log"), *Path(name).glob("ray/ray/session_2*/logs/monitor.log")]):
-                    print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
-    finally:
-        sh("ip", "link", "del", BRIDGE)
+    with bridged_folder("*.log", "ray/ray/session_2*/logs/monitor.log") as folder, ExitStack() as stack:
+        report = autoscaled_study(folder, options.epochs, stack) | {"machine": facts()}
     publish(report, options.json)
     return not is_sound(report)
 

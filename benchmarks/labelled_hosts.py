@@ -13,10 +13,7 @@ says which hosts served which model. Needs root and ``ip`` (iproute2). Exit code
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-import tempfile
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +22,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from chaos import Outcome, count_lost_and_doubled
 from machine import facts, publish
-from three_hosts import BRIDGE, END_SECONDS, PORT, Host, Scene, Story, Watch, make_scene, sh
+from three_hosts import END_SECONDS, PORT, Host, Scene, Story, Watch, bridged_folder, make_scene
 
 from sweeper.store.ledger import Ledger
 from sweeper.store.paths import ResultPaths
@@ -121,23 +118,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     options.s3, options.workers = None, 1  # as `make_scene` reads them
-    if os.geteuid():
-        parser.error("network namespaces need root")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave nothing behind then either
-    sh("ip", "link", "add", BRIDGE, "type", "bridge")
-    try:
-        sh("ip", "link", "set", BRIDGE, "up")
-        with tempfile.TemporaryDirectory(prefix="swh-") as name:
-            try:
-                with ExitStack() as stack:
-                    scene = make_scene(Path(name), options, stack)
-                    ask_for_nodes(scene.study)
-                    report = labelled_study(scene, options.trials, stack) | {"machine": facts()}
-            finally:
-                for log in sorted(Path(name).glob("*.log")):
-                    print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
-    finally:
-        sh("ip", "link", "del", BRIDGE)
+    with bridged_folder("*.log") as folder, ExitStack() as stack:
+        scene = make_scene(folder, options, stack)
+        ask_for_nodes(scene.study)
+        report = labelled_study(scene, options.trials, stack) | {"machine": facts()}
     publish(report, options.json)
     return not is_sound(report)
 

@@ -28,8 +28,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,31 @@ HEALTH = {
 def sh(*words: str) -> None:
     """Run a command that must succeed."""
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def bridged_folder(*logs: str) -> Iterator[Path]:
+    """Yield a temporary folder while a bridge stands that joins hosts; say in the end what its ``logs`` end with.
+
+    Parameters
+    ----------
+    logs:
+        Patterns of files below the folder.
+    """
+    if os.geteuid():
+        sys.exit("network namespaces need root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave nothing behind then either
+    sh("ip", "link", "add", BRIDGE, "type", "bridge")
+    try:
+        sh("ip", "link", "set", BRIDGE, "up")
+        with tempfile.TemporaryDirectory(prefix="swh-") as name:
+            try:
+                yield Path(name)
+            finally:
+                for log in sorted(path for pattern in logs for path in Path(name).glob(pattern)):
+                    print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
+    finally:
+        sh("ip", "link", "del", BRIDGE)
 
 
 class Host:
@@ -415,22 +440,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, choices=(1, 2), help="of a lane, each on a host of its own")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    if os.geteuid():
-        parser.error("network namespaces need root")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave nothing behind then either
-    sh("ip", "link", "add", BRIDGE, "type", "bridge")
-    try:
-        sh("ip", "link", "set", BRIDGE, "up")
-        with tempfile.TemporaryDirectory(prefix="swh-") as name:
-            try:
-                with ExitStack() as stack:
-                    scene = make_scene(Path(name), options, stack)
-                    report = study_over_hosts(scene, options.trials, options.workers, stack) | {"machine": facts()}
-            finally:
-                for log in sorted(Path(name).glob("*.log")):
-                    print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
-    finally:
-        sh("ip", "link", "del", BRIDGE)
+    with bridged_folder("*.log") as folder, ExitStack() as stack:
+        scene = make_scene(folder, options, stack)
+        report = study_over_hosts(scene, options.trials, options.workers, stack) | {"machine": facts()}
     publish(report, options.json)
     sound = report["exit_code"] == 0 and not report["trials_lost"] and not report["trials_doubled"]
     return not (sound and len(report["hosts_with_lanes"]) == 4)

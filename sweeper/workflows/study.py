@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sweeper.core.errors import InputError, Problem
+from sweeper.core.errors import InfeasibleError, InputError, Problem
 from sweeper.core.objective import Objective
 from sweeper.core.space import Categorical, SearchSpace
 from sweeper.data.prepare import PreparedData, load_prepared, prepare, retention_folder
@@ -26,6 +26,7 @@ from sweeper.tasks.base import Packing, Task
 from sweeper.tasks.labelled import not_applicable
 from sweeper.tasks.registry import make_task, needs
 from sweeper.train.options import TrainOptions
+from sweeper.train.settings import Settings
 from sweeper.workflows.retention import prepare_retention, retention_problems
 from sweeper.workflows.starting import Start, make_start
 
@@ -94,7 +95,7 @@ def assemble(spec: StudySpec, data_folder: Path, in_memory: Mapping[str, Any] | 
             spaces[model.name] = _space(spec, model, infos[model.name].model_type, wanted)
         except InputError as error:
             problems.extend(error.problems)
-    problems.extend([*_without_peft(spaces), *retention_problems(spec, wanted)])
+    problems.extend([*_impossible(spaces), *_without_peft(spaces), *retention_problems(spec, wanted)])
     start = Start()
     try:
         start = make_start(spec.search, spaces) if len(spaces) == len(spec.models) else start
@@ -167,6 +168,21 @@ def _space(spec: StudySpec, model: ModelSpec, model_type: str, wanted: Mapping[s
         return load_space(own, model.space_overrides)
     preset = preset_path(model_type, spec.task.type, wanted["kind"])
     return load_space(preset, model.space_overrides, without=not_applicable(**wanted))
+
+
+def _impossible(spaces: Mapping[str, SearchSpace]) -> list[Problem]:
+    """Return a problem for each end of a range, and each choice, that training would not take."""
+    problems = []
+    for model, space in spaces.items():
+        for parameter in space:
+            ends = parameter.choices if isinstance(parameter, Categorical) else (parameter.low, parameter.high)
+            for value in ends:
+                try:
+                    Settings.from_params({"learning_rate": 1e-3, "batch_size": 1, parameter.name: value})
+                except InfeasibleError as error:
+                    rule = str(error).removeprefix(f"{parameter.name}: ").rpartition(", got ")[0]
+                    problems.append(Problem(f"models.{model} {parameter.name}", rule, repr(value), "narrow the range"))
+    return problems
 
 
 def _without_peft(spaces: Mapping[str, SearchSpace]) -> list[Problem]:

@@ -348,7 +348,7 @@ def test_the_trivial_answer_is_learnt_from_train():
     assert regression.baseline(np.array([1.0, 3.0]), np.array([2.0, 4.0]))["mae"] == 1.0
 
 
-def test_regression_takes_the_presets_of_encoders_without_what_needs_classes(tmp_path, checkpoints):
+def test_a_space_may_hold_only_what_the_task_and_training_take(tmp_path, checkpoints):
     from sweeper.spec.study import StudySpec
     from sweeper.workflows.study import assemble
 
@@ -374,6 +374,17 @@ def test_regression_takes_the_presets_of_encoders_without_what_needs_classes(tmp
     with pytest.raises(InputError, match="focal_gamma: applies to classes only") as caught:
         assemble(StudySpec.model_validate(study), tmp_path / "data")
     assert len(caught.value.problems) == 1  # `balance: none` asks for nothing
+    own.write_text(
+        "parameters:\n  learning_rate: {type: float, low: 1e-5, high: 1e-3, log: true}\n"
+        "  dropout: {type: float, low: 0.0, high: 3.0}\n  batch_size: {type: categorical, choices: [0, 16]}\n"
+        "default: {learning_rate: 1e-4, dropout: 0.1, batch_size: 16}\n"
+    )
+    with pytest.raises(InputError) as caught:
+        assemble(StudySpec.model_validate(study), tmp_path / "data")
+    assert [str(problem) for problem in caught.value.problems] == [
+        "models.bert dropout: must be a number from 0 to 0.99, got 3.0; narrow the range",
+        "models.bert batch_size: must be a whole number of at least 1, got 0; narrow the range",
+    ]
 
 
 def test_costs_of_mistakes_are_a_metric_that_moves_the_threshold():
