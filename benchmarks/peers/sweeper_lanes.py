@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 from sweeper.engine.environment import prepare
@@ -43,7 +44,7 @@ def main() -> None:
             for trial in listed["trials"]
         ]
         connection.wait()
-        with Ledger.open(study.paths) as ledger, study_lanes(study) as lanes:
+        with Ledger.open(study.paths) as ledger, study_lanes(study, Counter(trial.model for trial in trials)) as lanes:
             state = StudyState.replay(ledger.events())
             conductor = ConfirmConductor(Book(ledger, state, study.objective, 1, []), trials, lambda: False)
             run_assignments(lanes, conductor, scratch=study.paths.scratch, max_retries=0, epoch_timeout_seconds=600)

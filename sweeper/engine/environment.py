@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never restored
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_prestart_worker_first_driver": "0",  # a process for each core, of which nearly none would be used
     "RAY_worker_niceness": "0",  # Ray's 15 would leave lanes next to nothing of a machine that does anything else
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",

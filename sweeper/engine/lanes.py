@@ -168,9 +168,11 @@ def _lane_trainer(num_workers: int) -> Any:
     """Return a trainer without the helpers that a lane has no use for: Ray Data's manager, and the cleaner.
 
     The cleaner of placement groups is detached and outlives a killed controller, for ever on a shared cluster; the
-    driver removes the groups itself. Where Ray no longer asks for this method, the helpers are started as ever.
-    A single worker needs no process group, and its controller then no torch.
+    driver removes the groups itself. Nor are nodes asked of the autoscaler by requests, which need an actor more and
+    outlive a driver that is killed: placement groups ask for them. Where Ray no longer calls these methods, the helpers
+    are started as ever. A single worker needs no process group, and its controller then no torch.
     """
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     base: Any = DataParallelTrainer
@@ -179,10 +181,21 @@ def _lane_trainer(num_workers: int) -> Any:
 
         base = TorchTrainer
 
+    class LanePolicy(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
     class LaneTrainer(base):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
             made: list[Any] = super()._create_default_callbacks()
             return [callback for callback in made if type(callback).__name__ not in _SPARED]
+
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            parts["scaling_policy"] = LanePolicy(self.scaling_config)
+            return super()._initialize_and_run_controller(**parts)
 
     return LaneTrainer
 

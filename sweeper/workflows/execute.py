@@ -148,7 +148,7 @@ def _on_ray(
     record_precision(study.paths)  # of an earlier session that was killed
     left = partial(work_left, study.plan, book.state)
     is_shared = study.spec.cluster.address is not None
-    with study_lanes(study, left() if is_shared else None, interrupted, profiled=profiled) as lanes:
+    with study_lanes(study, left(), interrupted, profiled=profiled) as lanes:
         # Lanes come up while Tune starts its actors, which then wait for them.
         room = lanes.has_room if lanes.group_of else None
         conductor = Sequel(phases(study, book, interrupted, lanes.count, progress.phase, room))
@@ -181,7 +181,7 @@ def study_lanes(
     Parameters
     ----------
     work:
-        Trials that are left, by model, where others may use the cluster too.
+        Trials that are left, by model: no lane starts for which there is none. None: any number.
     interrupted:
         Whether the run was asked to stop: a probe of memory then is not waited for.
     profiled:

@@ -89,6 +89,12 @@ def test_lanes_are_reused_by_many_trials_and_runs(lanes, tmp_path):
     assert len(first.pids | second.pids) == 2
 
 
+def test_lanes_start_none_of_the_helpers_that_they_have_no_use_for(lanes):
+    """Each is a process of 115 MB with seconds of imports; the coordinator asks the autoscaler for nodes besides."""
+    assert len(processes("ray::TrainController")) == 2
+    assert not processes("AutoscalingCoordinator", "DatasetManager", "PlacementGroupCleaner", "PreemptionWatcher")
+
+
 def test_a_trial_that_fails_is_recorded_and_its_lane_goes_on(lanes, tmp_path):
     conductor = serve(lanes, lanework.Conductor({"dropout": "error"}, {"dropout": "diverged"}, {}), tmp_path)
     all_done_once(conductor, 3)
