@@ -172,7 +172,7 @@ class Noisy:
 
 def tuned(curves: Noisy, method: str, num_trials: int, seed: int) -> tuple[Params, int]:
     """Search with a budget of ``num_trials``; return the configuration chosen on validation and the epochs trained."""
-    searcher, stopping = make(method.partition("_")[0], curves, seed, "")
+    searcher, stopping = make(method.partition("_")[0], curves, seed, "", LANES)
     if method == "sweeper":  # equal epochs; the default is always trained to its end
         num_trials = 1 + int((num_trials - 1) * curves.max_epochs / stopping.expected_epochs(curves.max_epochs))
     models = (ModelPlan(name="m", checkpoint="", weights="", space=curves.space),)

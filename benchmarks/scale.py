@@ -8,7 +8,9 @@ everything but training and the sampler's own thinking, over ``windows`` of the 
 ``thinking_ms`` is the time of ``ask``; ``engine_cpu_ms_per_trial`` is this process's own processor time, which other
 load does not stretch as it does the rest. Then the ledger is read and folded as a resume does, searchers and rungs are
 replayed, tables are written and the report is built from them. ``--suggestions N``: the median thinking of a sampler at
-N trials of one model, in a study of its own. Memory is the peak resident set of this process.
+N trials of one model, in a study of its own; ``waited_ahead_ms`` is what is left to wait for where it thinks ahead, as
+with several lanes, and a fifth of a second of training lies between two suggestions. Memory is the peak resident set of
+this process.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from sweeper.workflows.simulate import SimulatedLanes
 OBJECTIVE = Objective("accuracy", "maximize")
 MODELS = ("bert", "vit", "resnet")
 EPOCHS = 9
+EPOCH_SECONDS = 0.2  # of training between two suggestions ahead of need
 NUM_WINDOWS = 10
 SPACE = SearchSpace(
     parameters=(
@@ -218,8 +221,10 @@ def rebuild(paths: ResultPaths, plan: StudyPlan, spec: SearchSpec) -> dict[str, 
 
 def suggestions(sampler: str, at: int, asks: int) -> dict[str, Any]:
     """Return the thinking of a sampler at ``at`` trials of one model, four of them under way."""
-    search = ModelSearch(model="m", space=SPACE, objective=OBJECTIVE, study_seed=0, sampler=sampler, max_epochs=EPOCHS)
-    drawn = ModelSearch(model="m", space=SPACE, objective=OBJECTIVE, study_seed=0, sampler="random", max_epochs=EPOCHS)
+    common: dict[str, Any] = {
+        "model": "m", "space": SPACE, "objective": OBJECTIVE, "study_seed": 0, "max_epochs": EPOCHS
+    }  # fmt: skip
+    search, drawn = ModelSearch(**common, sampler=sampler), ModelSearch(**common, sampler="random")
     records, log, rng = [], [], random.Random(0)
     for number in range(at):
         asked = drawn.ask(number)
@@ -241,6 +246,12 @@ def suggestions(sampler: str, at: int, asks: int) -> dict[str, Any]:
         log += [("asked", trial.trial_id, 0), ("ended", trial.trial_id, 0)]
     replayed, _ = timed(lambda: search.replay(records, {r.spec.trial_id: {} for r in records}, log))
     spent = [timed(lambda n=at + k: search.ask(n))[0] for k in range(asks)]
+    ahead = ModelSearch(**common, sampler=sampler, ahead=True)
+    ahead.replay(records, {r.spec.trial_id: {} for r in records}, log)
+    waited = []
+    for k in range(asks):
+        time.sleep(EPOCH_SECONDS)
+        waited.append(timed(lambda n=at + k: ahead.ask(n))[0]["seconds"])
     times = [1000 * each["seconds"] for each in spent]
     return {
         "trials": at,
@@ -249,6 +260,7 @@ def suggestions(sampler: str, at: int, asks: int) -> dict[str, Any]:
         "median_cpu_ms": median(1000 * each["cpu_seconds"] for each in spent),
         "first_ms": times[0],
         "slowest_ms": max(times),
+        "waited_ahead_ms": 1000 * median(waited),
         "suggestions": asks,
     }
 

@@ -157,7 +157,7 @@ def _description(parameter: Parameter) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make(method: str, curves: Curves, seed: int, syne_tune: str) -> tuple[ModelSearch, EarlyStopping]:
+def make(method: str, curves: Curves, seed: int, syne_tune: str, lanes: int) -> tuple[ModelSearch, EarlyStopping]:
     """Build searcher and early stopping of a method."""
     objective, epochs = curves.objective, curves.max_epochs
     common = {"model": "m", "space": curves.space, "objective": objective, "study_seed": seed, "max_epochs": epochs}
@@ -183,7 +183,7 @@ def make(method: str, curves: Curves, seed: int, syne_tune: str) -> tuple[ModelS
             sampler = changed.pop("sampler", "") or SearchSpec().sampler
             scheduler = SchedulerSpec.model_validate({**SearchSpec().scheduler.model_dump(), **changed})
             kind = ModelSearch if name == "sweeper" else WithoutDefault
-            return kind(**common, sampler=sampler), make_stopping(scheduler, objective, epochs)
+            return kind(**common, sampler=sampler, ahead=lanes > 1), make_stopping(scheduler, objective, epochs)
     raise ValueError(f"unknown method {method}")
 
 
@@ -191,7 +191,7 @@ def search(curves: Curves, method: str, seed: int, budgets: Sequence[int], lanes
     """Run one search; return the best score seen at each budget, in full trainings."""
     if not method.startswith("sweeper"):
         curves = curves.for_peers()
-    searcher, stopping = make(method, curves, seed, syne_tune)
+    searcher, stopping = make(method, curves, seed, syne_tune, lanes)
     models = (ModelPlan(name="m", checkpoint="", weights="", space=curves.space),)
     budget = Budget(num_trials=10**6, max_epochs=curves.max_epochs)
     plan = StudyPlan(name="benchmark", seed=seed, models=models, budget=budget, confirmation_seeds=(), content={})

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,7 +26,7 @@ from sweeper.core.seeds import derive_seed
 from sweeper.core.space import Float, Int, Parameter, Params, Scalar, SearchSpace
 from sweeper.core.trial import TrialRecord, TrialState
 from sweeper.search.effective import Key, effective_key, untried
-from sweeper.search.surrogate import MIN_OBSERVED, NUM_STARTUP, SPREAD_EVERY, Observed, Surrogate, startup
+from sweeper.search.surrogate import MIN_OBSERVED, NUM_STARTUP, SPREAD_EVERY, Observed, Suggestion, Surrogate, startup
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -33,6 +35,7 @@ NUM_STARTUP_TRIALS = 10  # random draws before a model of the scores is fitted: 
 STARTUP_STRIDE = 1024  # points further on in the Sobol sequence, where one repeats a configuration
 NUM_REDRAWS = 20  # further suggestions when one repeats an earlier configuration
 REFIT_SHARE = 0.1  # the surrogate is fitted anew once so many more results are known, of those at its last fit
+AHEAD_FROM = 32  # trials from which on one result more or less matters little, and a suggestion takes tens of ms
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,25 @@ class Asked:
 
     params: dict[str, Scalar]
     attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Thought:
+    """A suggestion of the surrogate, perhaps still on its way, from what was known when it began.
+
+    Parameters
+    ----------
+    num_results:
+        Results that were known.
+    refit:
+        Whether the surrogate is fitted anew for it.
+    found:
+        Returns it, waiting where need be.
+    """
+
+    num_results: int
+    refit: bool
+    found: Callable[[], Suggestion]
 
 
 class ModelSearch:
@@ -63,6 +85,10 @@ class ModelSearch:
         The full budget of a trial.
     points:
         Suggestions after the default, before the sampler's own.
+    ahead:
+        Whether ``auto`` thinks of its next suggestion, from trial 32 on, in a thread as soon as one was asked for, so
+        that nobody waits for it. It then knows what was known at that moment: one result less, as with one more trial
+        under way. A search with one lane knows everything.
 
     Raises
     ------
@@ -80,6 +106,7 @@ class ModelSearch:
         sampler: str,
         max_epochs: int,
         points: Sequence[Params] = (),
+        ahead: bool = False,
     ) -> None:
         self._model = model
         self._space = space
@@ -97,6 +124,8 @@ class ModelSearch:
         self._num_results = 0  # pauses and ends so far
         self._theta: list[float] | None = None  # the surrogate's last fit
         self._fitted_with = 0  # results that it knew
+        self._ahead = ahead and sampler == "auto"
+        self._thought: dict[int, _Thought] = {}  # ahead of need, by number of the trial
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -109,6 +138,11 @@ class ModelSearch:
         A suggestion that repeats an earlier effective configuration is drawn again, up to 20 times, then replaced by a
         random one that does not. None: the space holds no other.
         """
+        asked = self._ask(number)
+        self._think_ahead(number + 1)
+        return asked
+
+    def _ask(self, number: int) -> Asked | None:
         if number == 0:
             return Asked(self._add(0, self._space.active(self._space.default), {}), {})
         point = next((point for point in self._points if self._is_new(point)), None)
@@ -182,9 +216,9 @@ class ModelSearch:
             over.
         """
         mine = {record.spec.trial_id: record for record in records}
-        for what, trial_id, epoch in log:
-            if trial_id not in mine:
-                continue
+        steps = [step for step in log if step[1] in mine]
+        last_asked = max((at for at, step in enumerate(steps) if step[0] == "asked"), default=-1)
+        for at, (what, trial_id, epoch) in enumerate(steps):
             record = mine[trial_id]
             if what == "ended":
                 self.tell(record)
@@ -196,7 +230,10 @@ class ModelSearch:
             else:
                 self._add(record.spec.number, record.spec.params, attributes[trial_id])
                 if (theta := attributes[trial_id].get("surrogate")) is not None:
-                    self._theta, self._fitted_with = theta, self._num_results
+                    self._theta = theta
+                    self._fitted_with = attributes[trial_id].get("num_results", self._num_results)
+            if at == last_asked:
+                self._think_ahead(record.spec.number + 1)
 
     def _observe(self, record: TrialRecord, metric: Mapping[int, float], *, failed: bool = False) -> None:
         """Note a trial's curve; one that waited before is known by the longer curve."""
@@ -214,30 +251,53 @@ class ModelSearch:
 
     def _ask_surrogate(self, number: int) -> Asked | None:
         """Suggest by the package's own model of configuration and epoch, or for its start."""
+        thought = self._thought.pop(number, None)
+        if thought is None:
+            if (index := self._spread_index(number)) is not None:
+                return self._ask_spread(number, index)
+            thought = self._think(number)
+        found = thought.found()
+        attributes: dict[str, Any] = {}
+        if thought.refit:
+            self._theta, self._fitted_with = found.theta, thought.num_results
+            attributes = {"surrogate": found.theta, "num_results": thought.num_results}
+        if found.params is None:
+            return self._ask_untried(number, attributes)
+        return Asked(self._add(number, found.params, {}), attributes)
+
+    def _spread_index(self, number: int) -> int | None:
+        """Return which point of the Sobol sequence trial ``number`` gets; None: the surrogate suggests."""
         usable = sum(not observed.failed for observed in self._observed)
         if number < NUM_STARTUP or usable < MIN_OBSERVED:
-            return self._ask_spread(number, number - 1)
+            return number - 1
         since, step = divmod(number - NUM_STARTUP, SPREAD_EVERY)
-        if step == SPREAD_EVERY - 1:
-            return self._ask_spread(number, NUM_STARTUP - 1 + since)
+        return NUM_STARTUP - 1 + since if step == SPREAD_EVERY - 1 else None
+
+    def _think_ahead(self, number: int) -> None:
+        """Begin with the suggestion for trial ``number`` if it is to be the surrogate's."""
+        is_given = any(self._is_new(point) for point in self._points)
+        if self._ahead and number >= AHEAD_FROM and not is_given and self._spread_index(number) is None:
+            thought = self._think(number)
+            self._thought = {number: replace(thought, found=self._thinker.submit(thought.found).result)}
+
+    @cached_property
+    def _thinker(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="suggestion")
+
+    def _think(self, number: int) -> _Thought:
+        """Gather what the surrogate's suggestion for trial ``number`` depends on; results told later do not count."""
         refit = self._num_results > self._fitted_with * (1 + REFIT_SHARE)
         problem = Surrogate(
             space=self._space,
-            observed=self._observed,
+            observed=list(self._observed),
             running=[dict(trial.params) for n, trial in self._trials.items() if n not in self._paused],
             max_epochs=self._max_epochs,
             is_new=self._is_new,
             theta=self._theta,
             refit=refit,
         )
-        found = problem.suggest(derive_seed(self._seed, "surrogate", self._model, number))
-        attributes = {}
-        if refit:
-            self._theta, self._fitted_with = found.theta, self._num_results
-            attributes["surrogate"] = found.theta
-        if found.params is None:
-            return self._ask_untried(number, attributes)
-        return Asked(self._add(number, found.params, {}), attributes)
+        seed = derive_seed(self._seed, "surrogate", self._model, number)
+        return _Thought(self._num_results, refit, partial(problem.suggest, seed))
 
     def _ask_spread(self, number: int, index: int) -> Asked | None:
         """Suggest point ``index`` of this search's Sobol sequence, a later one where it repeats a configuration."""

@@ -423,6 +423,7 @@ def resumed_search(
             sampler=spec.sampler,
             max_epochs=spec.max_epochs,
             points=model.points,
+            ahead=num_lanes > 1,
         )
         mine = [r for r in records if r.spec.model == model.name]
         searches[model.name].replay(mine, book.state.attributes, book.state.log)

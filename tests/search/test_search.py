@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,9 @@ OBJECTIVE = Objective("acc", "maximize")
 
 
 def new(sampler):
-    return ModelSearch(model="m", space=SPACE, objective=OBJECTIVE, study_seed=3, sampler=sampler, max_epochs=3)
+    ahead = sampler == "auto, ahead"
+    settings = {"space": SPACE, "objective": OBJECTIVE, "study_seed": 3, "max_epochs": 3, "ahead": ahead}
+    return ModelSearch(model="m", sampler=sampler.removesuffix(", ahead"), **settings)
 
 
 def record(number, params, state, value):
@@ -73,8 +76,10 @@ SAMPLERS = ("auto", "tpe", "random", "qmc", "gp", "cmaes")
 EVENTS = st.lists(st.tuples(ENDS, VALUES, st.integers(0, 3)), min_size=0, max_size=10)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_replayed_search_suggests_what_the_live_one_does(sampler):
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "auto, ahead"])
+def test_a_replayed_search_suggests_what_the_live_one_does(sampler, monkeypatch):
+    monkeypatch.setattr(samplers, "AHEAD_FROM", 8)
+
     @settings(max_examples=3 if sampler == "gp" else 10, deadline=None)
     @given(st.booleans(), EVENTS)
     def check(begun, events):
@@ -87,6 +92,30 @@ def test_a_replayed_search_suggests_what_the_live_one_does(sampler):
         assert [again.ask(n).params for n in following] == [live.ask(n).params for n in following]
 
     check()
+
+
+def test_a_suggestion_ahead_of_need_knows_what_was_known_when_the_one_before_was_asked(monkeypatch):
+    monkeypatch.setattr(samplers, "AHEAD_FROM", 8)
+    threads, suggest = [], Surrogate.suggest
+
+    def spied(self, seed):
+        threads.append(threading.current_thread().name.split("_")[0])
+        return suggest(self, seed)
+
+    monkeypatch.setattr(Surrogate, "suggest", spied)
+    ahead, late, untold = new("auto, ahead"), new("auto"), []
+    for number in range(15):
+        while untold and number < 8:
+            late.tell(untold.pop())
+        params = ahead.ask(number).params
+        assert late.ask(number).params == params
+        while untold:
+            late.tell(untold.pop())
+        value = -abs(math.log10(params["learning_rate"]) + 2.5)
+        untold = [record(number, params, TrialState.COMPLETE, value)]
+        ahead.tell(untold[0])
+    # 8, 10, 11, 12, 14 and, never asked for, 15; at once: 6 and 7 of both, and what `late` had to wait for.
+    assert [threads.count(name) for name in ("suggestion", "MainThread")] == [6, 9]
 
 
 def test_every_fourth_suggestion_of_the_default_is_spread_whatever_was_found():
