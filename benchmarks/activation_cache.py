@@ -42,6 +42,7 @@ from sweeper.train.settings import Settings
 from sweeper.train.unfreezing import stages
 
 EPOCHS = 4
+WIDTH, BLOCKS = 256, 6  # of encoder and ViT
 PIXELS = 64
 WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(998))]
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
-def bodies(width: int, blocks: int) -> dict[str, Any]:
+def bodies(width: int = WIDTH, blocks: int = BLOCKS) -> dict[str, Any]:
     """Build a body for each architecture."""
     torch.manual_seed(0)
     transformer = {
@@ -155,8 +156,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--examples", type=int, default=192, help="for training; half as many for validation")
-    parser.add_argument("--width", type=int, default=256, help="of encoder and ViT, a multiple of 64")
-    parser.add_argument("--blocks", type=int, default=6, help="of encoder and ViT")
+    parser.add_argument("--width", type=int, default=WIDTH, help="of encoder and ViT, a multiple of 64")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="of encoder and ViT")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--architectures", default="encoder,vit,resnet")
     parser.add_argument("--schedules", default=",".join(SCHEDULES))
