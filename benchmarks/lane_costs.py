@@ -138,11 +138,12 @@ def bare(folder: Path) -> dict[str, int]:
     task = make_task(spec.task, load_prepared(paths.data).facts)
     model = load(spec.models[0], task.head)
     files = {path.name.split("-")[0]: path for path in paths.encoded.glob("*.arrow")}
-    opened = {"validation": task.open(map_table(files["validation"]), model.preprocessor)}  # with what opening imports
+    opened = {name: task.open(map_table(files[name]), model.preprocessor) for name in ("train", "validation")}
     gc.collect()
     before = memory(os.getpid())["Private"]
-    opened["train"] = task.open(map_table(files["train"]), model.preprocessor)
+    again = task.open(map_table(files["train"]), model.preprocessor)  # without what the first opening imports
     added = memory(os.getpid())["Private"] - before
+    assert len(again.targets) == len(opened["train"].targets)
     trial = TrialSpec(trial_id="t", number=0, model="bert", params={"learning_rate": 1e-4}, seed=0, max_epochs=1)
     data = TrainData(train=opened["train"], validation=opened["validation"], key="k")
     next(train(trial, task, model, data, TrainOptions()))

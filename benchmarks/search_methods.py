@@ -73,8 +73,15 @@ class WithoutDefault(ModelSearch):
     def ask(self, number: int) -> Asked | None:
         return super().ask(number + 1)  # 0 would be the default
 
+    def pause(self, record: TrialRecord) -> None:
+        super().pause(_one_on(record))
+
     def tell(self, record: TrialRecord) -> None:
-        super().tell(replace(record, spec=replace(record.spec, number=record.spec.number + 1)))
+        super().tell(_one_on(record))
+
+
+def _one_on(record: TrialRecord) -> TrialRecord:
+    return replace(record, spec=replace(record.spec, number=record.spec.number + 1))
 
 
 class ToldComplete(WithoutDefault):
