@@ -21,9 +21,7 @@ its placement group, so that pattern takes no part.)
 first, by the examples' ``pretrain.py`` (a minute or two). ``bert_base``: docstrings of up to 128 tokens for an encoder
 of that size with random weights. ``--device cuda``: a trial of Ray's pattern has a GPU of its own, as documented,
 sweeper's lanes share one as its memory allows (``GPU: auto``), and ``one_lane`` is sweeper with one trial at a time.
-``in_trials_seconds`` is the time from the first trial's start to the last one's end. ``--limit``: a peer that takes
-longer is ended; ``cut_off`` then holds when its trials had ended, and ``projected_ratio`` goes on at the pace between
-its first and last one. Needs the extra ``bench``.
+``in_trials_seconds`` is the time from the first trial's start to the last one's end. Needs the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import math
 import os
 import random
 import subprocess
@@ -140,11 +137,8 @@ def _bert_base(folder: Path) -> Path:
     return folder
 
 
-def run_arm(arm: str, script: str, folder: Path, limit: float = math.inf) -> dict[str, Any]:
-    """Run one tool over the work in ``folder``; return what it took. What it writes lies in a folder of its own.
-
-    One that takes longer than ``limit`` seconds is ended: ``trials_ended`` are the seconds after which its trials had.
-    """
+def run_arm(arm: str, script: str, folder: Path) -> dict[str, Any]:
+    """Run one tool over the work in ``folder``; return what it took. What it writes lies in a folder of its own."""
     out = folder / arm
     out.mkdir()
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -158,20 +152,14 @@ def run_arm(arm: str, script: str, folder: Path, limit: float = math.inf) -> dic
         command = [sys.executable, str(HERE / "peers" / f"{script}.py"), str(folder / "work.json"), str(out)]
         command += OPTIONS.get(arm, [])
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=out)
-        peak, cpu, sampled_at, ended_at = 0, {}, 0.0, {}
-        while process.poll() is None and time.perf_counter() - began < limit:
-            for path in out.glob("[0-9]*.json"):
-                ended_at.setdefault(path.name, time.perf_counter() - began)
+        peak, cpu, sampled_at = 0, {}, 0.0
+        while process.poll() is None:
             living = descendants()
             cpu |= living
             if time.monotonic() - sampled_at > MEMORY_SECONDS:
                 peak, sampled_at = max(peak, sum(memory(pid)["Pss"] for pid, _ in living)), time.monotonic()
             time.sleep(SAMPLE_SECONDS)
     ended = time.perf_counter()
-    if process.poll() is None:
-        _reap(deadline=time.monotonic())
-        process.wait()
-        return {"trials_ended": sorted(ended_at.values())}
     _reap(deadline=time.monotonic() + 60)
     if process.returncode:
         _give_up(arm, folder)
@@ -260,7 +248,6 @@ def main() -> None:
     parser.add_argument("--peers", help="hf_optuna,hf_ray,ray_pattern; also one_lane; of searches hf_optuna")
     parser.add_argument("--search", action="store_true", help="let every tool search by itself")
     parser.add_argument("--trials", type=int, default=12, help="of a search, for each model")
-    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which a peer is ended")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--merge", action="store_true", help="keep the other peers' figures that the JSON file holds")
     arguments = parser.parse_args()
@@ -277,15 +264,9 @@ def main() -> None:
             if arguments.json:
                 arguments.json.write_text(json.dumps(found, indent=2) + "\n")
             return
-        arms: dict[str, dict[str, Any]] = {}
-        cut_off: dict[str, list[float]] = {}
+        arms = {}
         for arm in ("sweeper", *(arguments.peers or "hf_optuna,hf_ray,ray_pattern").split(",")):
-            took = run_arm(arm, ARMS[arm], folder, math.inf if arm == "sweeper" else arguments.limit)
-            if "trials_ended" in took:
-                cut_off[arm] = took["trials_ended"]
-                print(f"{arm}: cut off, trials ended after", *(f"{at:.1f}" for at in cut_off[arm]), "s", flush=True)
-                continue
-            arms[arm] = took
+            arms[arm] = run_arm(arm, ARMS[arm], folder)
             arms[arm]["scores"] = scores_of(arm, folder, len(work["trials"]))
             shown = {key: round(value, 1) for key, value in arms[arm].items() if key != "scores"}
             print(arm, shown, f"mean score {np.mean(arms[arm]['scores']):.4f}", flush=True)
@@ -297,21 +278,11 @@ def main() -> None:
         if any(earlier[key] != value for key, value in result.items()):
             sys.exit(f"{arguments.json} holds other work: name another file")
         figures = {name: {**earlier[name], **by_peer} for name, by_peer in figures.items()}
-    if cut_off:
-        pace = {arm: _projected(at, len(work["trials"])) for arm, at in cut_off.items() if len(at) > 1}
-        ours = arms["sweeper"]["wall_clock_seconds"]
-        result |= {"cut_off": cut_off, "projected_ratio": {arm: seconds / ours for arm, seconds in pace.items()}}
-    differences = [0.0]
-    differences += [abs(found["mean_difference"]) for by in figures["agreement"].values() for found in by.values()]
+    differences = [abs(found["mean_difference"]) for by in figures["agreement"].values() for found in by.values()]
     result |= {**figures, "max_abs_score_difference": max(differences), "machine": facts()}
     print(json.dumps({key: value for key, value in result.items() if key != "arms"}, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _projected(ended: list[float], num_trials: int) -> float:
-    """Return when the last trial would have ended, at the pace of those that did."""
-    return ended[0] + (num_trials - 1) * (ended[-1] - ended[0]) / (len(ended) - 1)
 
 
 def compared(trials: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

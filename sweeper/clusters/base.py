@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,6 +20,7 @@ from typing import Any, Protocol, TypeAlias
 
 from sweeper.clusters.commands import run
 from sweeper.clusters.doctor import ClusterFacts
+from sweeper.core.errors import RunFailedError
 from sweeper.store.storage import SEALS, below, filesystem_of, is_url
 
 
@@ -232,3 +234,27 @@ def _start(step: Start) -> int:
             start_new_session=True,
         )
     return process.pid
+
+
+def unpack_results(archive: tarfile.TarFile, target: Path) -> None:
+    """Write the files of an archive that came from a cluster, with no rights, owners or times of its own.
+
+    Raises
+    ------
+    RunFailedError
+        At the first entry that is neither file nor folder, or leads out of ``target``. (Python's own filter for that is
+        missing from 3.11.0 to 3.11.3.)
+    """
+    inside = target.resolve()
+    inside.mkdir(parents=True, exist_ok=True)
+    for entry in archive:
+        place = (inside / entry.name).resolve()
+        content = archive.extractfile(entry) if entry.isfile() else None
+        if not place.is_relative_to(inside) or (content is None and not entry.isdir()):
+            raise RunFailedError(f"{entry.name!r} came from the cluster: a file below {target} was expected")
+        if content is None:
+            place.mkdir(parents=True, exist_ok=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with content, place.open("wb") as file:
+            shutil.copyfileobj(content, file)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sweeper.clusters.base import Launch, LaunchState, Request, Step, copy_results
+from sweeper.clusters.base import Launch, LaunchState, Request, Step, copy_results, unpack_results
 from sweeper.clusters.carry import MARK
 from sweeper.clusters.collect import facts_of, questions, this_machine
 from sweeper.clusters.doctor import ClusterFacts
@@ -206,9 +206,8 @@ class JobsCluster:
         content = b"".join(parts)
         if hashlib.sha256(content).hexdigest() != digest:
             raise RunFailedError(f"{results}: changed while it was fetched; fetch it again")
-        target.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-            archive.extractall(target, filter="data")
+            unpack_results(archive, target)
 
     def _ask(self, call: Any) -> Any:
         try:

@@ -17,7 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sweeper.clusters.base import CopyFile, Launch, LaunchState, Request, Run, Step, carry_out, copy_results
+from sweeper.clusters.base import (
+    CopyFile,
+    Launch,
+    LaunchState,
+    Request,
+    Run,
+    Step,
+    carry_out,
+    copy_results,
+    unpack_results,
+)
 from sweeper.clusters.commands import attempt, run
 from sweeper.clusters.doctor import ClusterFacts
 from sweeper.clusters.jobs import JobsCluster
@@ -455,13 +465,12 @@ def _sha256(path: Path) -> str:
 
 def _extract(words: Sequence[str], target: Path) -> None:
     """Unpack what a command writes as a tar.gz."""
-    target.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|gz") as archive:
-                archive.extractall(target, filter="data")
+                unpack_results(archive, target)
         except tarfile.TarError as error:
             raise RunFailedError(f"kubectl exec: {process.stderr.read().decode()[:300] or error}") from None
         said = process.stderr.read().decode()

@@ -15,7 +15,7 @@ from shutil import which
 
 from ruamel.yaml import YAML
 
-from sweeper.clusters.base import Launch, LaunchState, Run, Step, WriteFile, carry_out, copy_results
+from sweeper.clusters.base import Launch, LaunchState, Run, Step, WriteFile, carry_out, copy_results, unpack_results
 from sweeper.clusters.commands import attempt, run
 from sweeper.clusters.doctor import ClusterFacts
 from sweeper.clusters.launches import home_of
@@ -109,7 +109,7 @@ class RayUpCluster:
         here = target.with_name(f"{target.name}.tar.gz")
         run([self._profile.ray, "rsync-down", config, bundle, str(here)], timeout_seconds=UP_SECONDS)
         with tarfile.open(here) as archive:
-            archive.extractall(target, filter="data")
+            unpack_results(archive, target)
         here.unlink()
 
     def facts(self, storage: str | None, wants: frozenset[str]) -> ClusterFacts:

@@ -87,8 +87,8 @@ class ModelSearch:
         Suggestions after the default, before the sampler's own.
     ahead:
         Whether ``auto`` thinks of its next suggestion, from trial 32 on, in a thread as soon as one was asked for, so
-        that nobody waits for it. It then knows what was known at that moment: one result less, as with one more trial
-        under way. A search with one lane knows everything.
+        that nobody waits for it. It then knows what was known at that moment, not what came since, as with one more
+        trial under way. A search with one lane knows everything.
 
     Raises
     ------
@@ -139,7 +139,8 @@ class ModelSearch:
         random one that does not. None: the space holds no other.
         """
         asked = self._ask(number)
-        self._think_ahead(number + 1)
+        if asked is not None:
+            self._think_ahead(number + 1)
         return asked
 
     def _ask(self, number: int) -> Asked | None:

@@ -148,7 +148,8 @@ def _on_ray(
     record_precision(study.paths)  # of an earlier session that was killed
     left = partial(work_left, study.plan, book.state)
     is_shared = study.spec.cluster.address is not None
-    with study_lanes(study, left(), interrupted, profiled=profiled) as lanes:
+    work = left() if is_shared or book.state.frozen is None else None  # `left` knows no tests, which may be many
+    with study_lanes(study, work, interrupted, profiled=profiled) as lanes:
         # Lanes come up while Tune starts its actors, which then wait for them.
         room = lanes.has_room if lanes.group_of else None
         conductor = Sequel(phases(study, book, interrupted, lanes.count, progress.phase, room))

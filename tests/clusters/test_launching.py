@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 import zipfile
 
 import pytest
@@ -9,10 +11,10 @@ import stubs3
 
 from sweeper.cli import main
 from sweeper.clusters import package as package_module
-from sweeper.clusters.base import Launch, copy_results
+from sweeper.clusters.base import Launch, copy_results, unpack_results
 from sweeper.clusters.launches import is_launch, new_name
 from sweeper.clusters.package import build_package, unpack
-from sweeper.core.errors import InputError
+from sweeper.core.errors import InputError, RunFailedError
 from sweeper.spec.load import load_study
 from sweeper.testing.cluster import stand_in
 
@@ -181,3 +183,31 @@ def test_results_in_an_object_store_are_fetched_without_what_only_runs_need(tmp_
         copy_results(launch.results, tmp_path / "home")
     found = sorted(path.relative_to(tmp_path / "home").as_posix() for path in (tmp_path / "home").rglob("*.*"))
     assert found == ["manifest.json", "report/index.html"]
+
+
+def entry(name, kind=tarfile.REGTYPE, link=""):
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname, made.mode, made.size = kind, link, 0o7777, 2 if kind == tarfile.REGTYPE else 0
+    return made
+
+
+def packed(*entries):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for each in entries:
+            archive.addfile(each, io.BytesIO(b"ok") if each.size else None)
+    return tarfile.open(fileobj=io.BytesIO(stream.getvalue()))
+
+
+def test_what_a_cluster_sends_stays_in_its_folder_and_brings_no_rights(tmp_path):
+    unpack_results(packed(entry("report", tarfile.DIRTYPE), entry("report/index.html"), entry("a/b")), tmp_path / "r")
+    assert (tmp_path / "r" / "a" / "b").read_bytes() == b"ok"
+    assert not (tmp_path / "r" / "report" / "index.html").stat().st_mode & 0o7111
+    absolute = str(tmp_path / "out")
+    for bad in (
+        entry("../out"), entry(absolute), entry("out", tarfile.SYMTYPE, absolute), entry("p", tarfile.FIFOTYPE),
+        entry("hard", tarfile.LNKTYPE, "../out"),
+    ):  # fmt: skip
+        with pytest.raises(RunFailedError, match="came from the cluster"):
+            unpack_results(packed(bad), tmp_path / "r")
+    assert {path.name for path in tmp_path.iterdir()} == {"r"}
