@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import IO, Any, Protocol, TypeAlias
 
 from sweeper.clusters.commands import run
 from sweeper.clusters.doctor import ClusterFacts
@@ -236,25 +236,33 @@ def _start(step: Start) -> int:
     return process.pid
 
 
-def unpack_results(archive: tarfile.TarFile, target: Path) -> None:
-    """Write the files of an archive that came from a cluster, with no rights, owners or times of its own.
+def unpack_results(stream: IO[bytes], target: Path) -> None:
+    """Write the files of a tar.gz that came from a cluster, with no rights, owners or times of its own.
 
     Raises
     ------
     RunFailedError
-        At the first entry that is neither file nor folder, or leads out of ``target``. (Python's own filter for that is
-        missing from 3.11.0 to 3.11.3.)
+        When it is damaged or ends too early, and at the first entry that is neither file nor folder, or leads out of
+        ``target``. (Python's own filter for that is missing from 3.11.0 to 3.11.3.)
     """
     inside = target.resolve()
     inside.mkdir(parents=True, exist_ok=True)
-    for entry in archive:
-        place = (inside / entry.name).resolve()
-        content = archive.extractfile(entry) if entry.isfile() else None
-        if not place.is_relative_to(inside) or (content is None and not entry.isdir()):
-            raise RunFailedError(f"{entry.name!r} came from the cluster: a file below {target} was expected")
-        if content is None:
-            place.mkdir(parents=True, exist_ok=True)
-            continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with content, place.open("wb") as file:
-            shutil.copyfileobj(content, file)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|gz") as archive:
+            for entry in archive:
+                _write_entry(archive, entry, inside)
+    except tarfile.TarError as error:
+        raise RunFailedError(f"what came from the cluster cannot be unpacked ({error}); fetch it again") from None
+
+
+def _write_entry(archive: tarfile.TarFile, entry: tarfile.TarInfo, inside: Path) -> None:
+    place = (inside / entry.name).resolve()
+    content = archive.extractfile(entry) if entry.isfile() else None
+    if not place.is_relative_to(inside) or (content is None and not entry.isdir()):
+        raise RunFailedError(f"{entry.name!r} came from the cluster: a file below {inside} was expected")
+    if content is None:
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with content, place.open("wb") as file:
+        shutil.copyfileobj(content, file)

@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import shlex
-import tarfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -206,8 +205,7 @@ class JobsCluster:
         content = b"".join(parts)
         if hashlib.sha256(content).hexdigest() != digest:
             raise RunFailedError(f"{results}: changed while it was fetched; fetch it again")
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-            unpack_results(archive, target)
+        unpack_results(io.BytesIO(content), target)
 
     def _ask(self, call: Any) -> Any:
         try:

@@ -9,7 +9,6 @@ import json
 import shlex
 import socket
 import subprocess
-import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -469,10 +468,11 @@ def _extract(words: Sequence[str], target: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            with tarfile.open(fileobj=process.stdout, mode="r|gz") as archive:
-                unpack_results(archive, target)
-        except tarfile.TarError as error:
-            raise RunFailedError(f"kubectl exec: {process.stderr.read().decode()[:300] or error}") from None
+            unpack_results(process.stdout, target)
+        except RunFailedError as error:
+            process.stdout.close()  # a command that is still writing ends
+            said = " ".join(process.stderr.read().decode().split())[:300]
+            raise RunFailedError(f"kubectl exec: {error} {said}".strip()) from None
         said = process.stderr.read().decode()
     if process.returncode:
         raise RunFailedError(f"kubectl exec: {' '.join(said.split())[:300]}")

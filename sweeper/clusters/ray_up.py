@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import subprocess
-import tarfile
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,9 +107,11 @@ class RayUpCluster:
         run([self._profile.ray, "exec", config, shlex.join(pack)], timeout_seconds=UP_SECONDS)
         here = target.with_name(f"{target.name}.tar.gz")
         run([self._profile.ray, "rsync-down", config, bundle, str(here)], timeout_seconds=UP_SECONDS)
-        with tarfile.open(here) as archive:
-            unpack_results(archive, target)
-        here.unlink()
+        try:
+            with here.open("rb") as stream:
+                unpack_results(stream, target)
+        finally:
+            here.unlink()
 
     def facts(self, storage: str | None, wants: frozenset[str]) -> ClusterFacts:
         """Look at what ``ray up`` needs on this machine; the nodes are examined by the job itself before it starts."""

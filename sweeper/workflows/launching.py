@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -184,6 +185,9 @@ def fetch(name: str, target: Path | None) -> Path:
     except FileNotFoundError:
         rule = "the results must exist where the launch writes them"
         raise InputError(Problem(record.results, rule, "nothing", f"see `sweeper logs {name}`")) from None
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)  # half a study would look like one, and refuse the next fetch
+        raise
     return target
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import tarfile
 import zipfile
@@ -121,6 +123,11 @@ def run(capsys, *words):
     return ended.value.code, capsys.readouterr()
 
 
+def no_space(reading, writing):
+    writing.write(reading.read(1))
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_launch_by_name_from_submission_to_fetching(study, tmp_path, capsys, monkeypatch):
     profile = tmp_path / "mine.yaml"
     profile.write_text(f"type: local\npython: {stand_in(tmp_path / 'python')}\nstorage_path: {tmp_path / 'storage'}\n")
@@ -140,6 +147,13 @@ def test_a_launch_by_name_from_submission_to_fetching(study, tmp_path, capsys, m
     code, said = run(capsys, "status", name, "--json")
     assert json.loads(said.out)["state"] == "SUCCEEDED"
     monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr("sweeper.clusters.base.shutil.copyfileobj", no_space)
+        code, said = run(capsys, "fetch", name)
+    assert code == 1
+    assert "No space left on device" in said.err
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "results" / "Intents_2").exists(), "half a study is not left behind"
     code, said = run(capsys, "fetch", name)
     assert code == 0
     assert (tmp_path / "results" / "Intents_2" / "report" / "index.html").is_file()
@@ -193,14 +207,15 @@ def entry(name, kind=tarfile.REGTYPE, link=""):
 
 def packed(*entries):
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         for each in entries:
             archive.addfile(each, io.BytesIO(b"ok") if each.size else None)
-    return tarfile.open(fileobj=io.BytesIO(stream.getvalue()))
+    return stream.getvalue()
 
 
 def test_what_a_cluster_sends_stays_in_its_folder_and_brings_no_rights(tmp_path):
-    unpack_results(packed(entry("report", tarfile.DIRTYPE), entry("report/index.html"), entry("a/b")), tmp_path / "r")
+    whole = packed(entry("report", tarfile.DIRTYPE), entry("report/index.html"), entry("a/b"))
+    unpack_results(io.BytesIO(whole), tmp_path / "r")
     assert (tmp_path / "r" / "a" / "b").read_bytes() == b"ok"
     assert not (tmp_path / "r" / "report" / "index.html").stat().st_mode & 0o7111
     absolute = str(tmp_path / "out")
@@ -209,5 +224,8 @@ def test_what_a_cluster_sends_stays_in_its_folder_and_brings_no_rights(tmp_path)
         entry("hard", tarfile.LNKTYPE, "../out"),
     ):  # fmt: skip
         with pytest.raises(RunFailedError, match="came from the cluster"):
-            unpack_results(packed(bad), tmp_path / "r")
+            unpack_results(io.BytesIO(packed(bad)), tmp_path / "r")
+    for damaged in (b"", b"no archive", whole[:10], whole[:60], whole[: len(whole) // 2]):
+        with pytest.raises(RunFailedError, match="cannot be unpacked"):
+            unpack_results(io.BytesIO(damaged), tmp_path / "r")
     assert {path.name for path in tmp_path.iterdir()} == {"r"}

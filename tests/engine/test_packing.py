@@ -145,6 +145,7 @@ def test_a_study_gets_the_lanes_that_a_probe_allows(study, monkeypatch):
     config = group.make_worker.__self__
     assert (config.gpu_share, config.context_bytes) == (0.3333, GB)
     assert capacity(group.shape).now == lanes.count == 6
+    assert execute.study_lanes(study, {"a": 4}).count == 4, "no lane starts for which no trial is left"
     monkeypatch.setattr(execute, "measured_packing", lambda *_: None)
     assert execute.study_lanes(study).count == 2, "a probe that fails costs the packing and nothing else"
 

@@ -129,6 +129,21 @@ def test_a_search_that_died_after_any_event_goes_on_as_if_it_had_not(kind):
         assert outcome(again) == outcome(state), f"died after event {length}"
 
 
+def test_with_several_lanes_too_a_search_that_died_begins_the_trial_that_it_was_thinking_of(monkeypatch):
+    monkeypatch.setattr("sweeper.search.samplers.AHEAD_FROM", 8)
+    settings = {"trials": 16, "lanes": 3, "sampler": "auto", "models": ("a",)}
+    events, state, _ = search("asha-promotion", **settings)
+    compared = 0
+    for length in range(40, len(events), 12):
+        number = sum(event.kind == "trial_asked" for event in events[:length])
+        if 8 <= number < 16:
+            _, again, _ = search("asha-promotion", events[:length], **settings)
+            name = f"a-t{number:04d}"
+            assert again.trials[name].spec == state.trials[name].spec, f"died after event {length}"
+            compared += 1
+    assert compared >= 5
+
+
 def test_a_pause_torn_off_its_measurement_by_a_death_does_no_harm():
     events, *_ = search("asha-promotion", trials=24, lanes=6)
     pauses = [at for at, event in enumerate(events) if event.kind == "trial_paused"]
